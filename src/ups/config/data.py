@@ -1,0 +1,88 @@
+"""Settings of the data: where it is, how it is split, and how it is cut into windows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from ups.config.kinds import Files, Fraction, Group, Word, Words
+
+
+class SplitSettings(Group):
+    """Which trajectories train, choose and judge: by fractions of the trajectories, or by named files."""
+
+    train: Fraction = 0.8
+    valid: Fraction = 0.1
+    test: Fraction = 0.1
+    seed: NonNegativeInt = 0
+    """Of the permutation of trajectories; independent of the training seed, so that runs with other seeds compare."""
+    order: Literal["random", "file"] = "random"
+    """`file`: the first fraction of each file is test, then valid, then train."""
+    train_files: Files | None = None
+    valid_files: Files | None = None
+    test_files: Files | None = None
+
+    @property
+    def by_files(self) -> bool:
+        """Whether the splits are named files instead of fractions."""
+        return self.train_files is not None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        named = (self.train_files, self.valid_files, self.test_files)
+        if any(files is not None for files in named) and (self.train_files is None or self.test_files is None):
+            raise ValueError("named files need both train_files and test_files (valid_files may be left out)")
+        if not self.by_files and self.train + self.valid + self.test > 1 + 1e-9:
+            raise ValueError(f"train + valid + test is {self.train + self.valid + self.test:g}; it must be at most 1")
+        if not self.by_files and self.train == 0:
+            raise ValueError("train is 0: nothing would be trained on; give train a part of the trajectories")
+        return self
+
+
+class GenerateSettings(Group):
+    """How to make the data with the reference solver when its files are absent."""
+
+    samples: PositiveInt
+    seed: NonNegativeInt = 0
+    params: dict[Word, float] = Field(default_factory=dict)
+    """PDE parameters by name, such as `nu`; the rest keep the equation's defaults."""
+    resolution: Annotated[int, Field(ge=8)] | None = None
+    frames: Annotated[int, Field(ge=2)] | None = None
+
+
+class DataSettings(Group):
+    """Which data, and how it is cut into windows."""
+
+    task: Words
+    """Names of equations, such as `burgers1d`; a list trains one model on several."""
+    root: Word = "data"
+    """Folder of the files, relative to the working directory."""
+    files: Files | None = None
+    """Files relative to `root`: one name or a list (a single task), or a mapping from task to those."""
+    split: SplitSettings = SplitSettings()
+    time_stride: PositiveInt = 1
+    context: PositiveInt = 1
+    """True frames a prediction starts from."""
+    resolution: Annotated[int, Field(ge=4)] | None = None
+    """Points per axis to subsample to."""
+    max_samples: PositiveInt | None = None
+    normalize: bool = True
+    memory_budget_gb: PositiveFloat = 4.0
+    """A split larger than this stays on disk and is read lazily."""
+    generate: GenerateSettings | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.task)) != len(self.task):
+            raise ValueError(f"task names {', '.join(self.task)}: each task may be named once")
+        groups = {"files": self.files, "split.train_files": self.split.train_files}
+        groups |= {"split.valid_files": self.split.valid_files, "split.test_files": self.split.test_files}
+        for key, files in groups.items():
+            if isinstance(files, tuple) and len(self.task) > 1:
+                raise ValueError(f"{key} must be a mapping from task to files: there are {len(self.task)} tasks")
+            if isinstance(files, dict) and set(files) != set(self.task):
+                raise ValueError(f"{key} names the tasks {', '.join(files)}, but task names {', '.join(self.task)}")
+        if self.split.by_files and self.files is not None:
+            raise ValueError("give either files, cut by fractions, or split.train_files and split.test_files; not both")
+        return self

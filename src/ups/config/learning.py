@@ -1,0 +1,168 @@
+"""Settings of learning: the optimizer and its schedule, what all stages share, and a stage's own budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
+
+from ups.config.kinds import BelowOne, Fraction, Group, as_tuple
+from ups.config.merge import BUDGETS
+
+
+class StepSchedule(Group):
+    """The rate falls by `gamma` after every `step_size`."""
+
+    name: Literal["step"] = "step"
+    warmup: BelowOne = 0.05
+    """Fraction of the budget."""
+    step_size: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Fraction of the budget."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
+class CosineSchedule(Group):
+    """The rate falls along half a cosine to `final` times its peak, and is there when the budget ends."""
+
+    name: Literal["cosine"] = "cosine"
+    warmup: BelowOne = 0.05
+    final: Fraction = 0.01
+
+
+class PlateauSchedule(Group):
+    """The rate falls by `factor` after `patience` validations without improvement."""
+
+    name: Literal["plateau"] = "plateau"
+    warmup: BelowOne = 0.05
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    patience: PositiveInt = 5
+
+
+class WsdSchedule(Group):
+    """Warm up, stay, and decay to `final` times the peak over the last `decay` of the budget."""
+
+    name: Literal["wsd"] = "wsd"
+    warmup: BelowOne = 0.05
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.3
+    final: Fraction = 0.01
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.warmup + self.decay > 1:
+            raise ValueError(f"warmup + decay is {self.warmup + self.decay:g}; the budget has only 1")
+        return self
+
+
+def _schedule_name(value: Any) -> Any:
+    return value.get("name", "cosine") if isinstance(value, Mapping) else getattr(value, "name", None)
+
+
+Schedule = Annotated[
+    Annotated[StepSchedule, Tag("step")]
+    | Annotated[CosineSchedule, Tag("cosine")]
+    | Annotated[PlateauSchedule, Tag("plateau")]
+    | Annotated[WsdSchedule, Tag("wsd")],
+    Discriminator(_schedule_name),
+]
+
+
+class OptimizerSettings(Group):
+    """The optimizer. Under `muon`, matrices are trained by Muon and the rest by Adam at `adam_lr`."""
+
+    name: Literal["adam", "adamw", "sgd", "muon"] = "muon"
+    lr: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.0
+    betas: Annotated[tuple[BelowOne, BelowOne], BeforeValidator(as_tuple)] = (0.9, 0.99)
+    momentum: BelowOne = 0.9
+    muon_momentum: BelowOne = 0.95
+    muon_ns_steps: PositiveInt = 5
+    adam_lr: PositiveFloat = 1e-3
+    scheduler: Schedule = CosineSchedule()
+
+
+class QuerySamplingSettings(Group):
+    """Random points at which decoded fields are compared."""
+
+    num_queries: PositiveInt = 1024
+
+
+class TrainingSettings(Group):
+    """What every stage's training shares."""
+
+    batch_size: PositiveInt = 32
+    """Windows per rank and accumulation step."""
+    accum_steps: PositiveInt = 1
+    num_workers: NonNegativeInt | Literal["auto"] = "auto"
+    pin_memory: bool | Literal["auto"] = "auto"
+    prefetch_factor: PositiveInt = 2
+    amp: bool | Literal["auto"] = "auto"
+    amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    ema_decay: BelowOne = 0.999
+    """0 ships the last weights themselves."""
+    grad_clip: PositiveFloat | None = 1.0
+    patience: PositiveInt | None = None
+    """Validations without improvement before a stage stops early; null never does."""
+    clock: Literal["wall", "process"] = "wall"
+    """What a budget in seconds is measured by: `process` counts CPU time."""
+    validate_every: PositiveInt | Literal["auto"] = "auto"
+    """Steps between validations."""
+    log_every: PositiveInt = 20
+    lambda_forward: NonNegativeFloat = 1.0
+    lambda_relative: NonNegativeFloat = 1.0
+    lambda_inv_enc: NonNegativeFloat = 0.0
+    lambda_inv_dec: NonNegativeFloat = 0.0
+    lambda_rollout: NonNegativeFloat = 0.0
+    rollout_horizon: PositiveInt = 1
+    lambda_spectral: NonNegativeFloat = 0.0
+    inverse_loss_warmup_epochs: NonNegativeInt = 15
+    inverse_loss_max_weight: NonNegativeFloat = 0.05
+    inverse_loss_frequency: PositiveInt = 1
+    query_sampling: QuerySamplingSettings = QuerySamplingSettings()
+    checkpoint_interval: PositiveInt = 500
+    """Steps between checkpoints."""
+    keep_checkpoints: PositiveInt = 2
+    augment: bool = True
+    """Apply the equation's symmetries at random."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.lambda_rollout > 0 and self.rollout_horizon < 2:
+            raise ValueError("lambda_rollout is above 0, but rollout_horizon is 1: give rollout_horizon at least 2")
+        return self
+
+
+class StageSettings(Group):
+    """A stage's budget, exactly one of `epochs` (0 skips the stage), `steps` and `seconds`, and what it overrides."""
+
+    epochs: NonNegativeInt | None = None
+    steps: PositiveInt | None = None
+    seconds: PositiveFloat | None = None
+    optimizer: OptimizerSettings | None = None
+    """Keys that are not given are those of the top `optimizer`."""
+    scheduler: Schedule | None = None
+    patience: PositiveInt | None = None
+    batch_size: PositiveInt | None = None
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the stage is not trained at all."""
+        return self.epochs == 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = [key for key in BUDGETS if getattr(self, key) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) if given else "none"
+            raise ValueError(f"give exactly one budget out of epochs, steps and seconds; found {found}")
+        return self

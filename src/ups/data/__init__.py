@@ -1,0 +1,1 @@
+"""Trajectories: from published HDF5 files to batches of windows, with every check in between."""

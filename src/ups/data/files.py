@@ -1,0 +1,96 @@
+"""Which files the settings name, for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ups.config.data import DataSettings
+from ups.config.kinds import Files
+from ups.data.pdebench import possible_tasks
+from ups.data.problems import BadDataError, DataProblem, bad, raise_if_any
+
+SUFFIXES = frozenset({".h5", ".hdf5"})
+
+
+@dataclass(frozen=True)
+class TaskFiles:
+    """The files of one task: together, to be cut by fractions, or named for each split.
+
+    Args:
+        together: files whose trajectories are shared out over the splits.
+        by_split: files of each split, where the settings name them so.
+    """
+
+    together: tuple[Path, ...] = ()
+    by_split: tuple[tuple[str, tuple[Path, ...]], ...] = ()
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """Every file, each once."""
+        named = (path for _, paths in self.by_split for path in paths)
+        return tuple(dict.fromkeys([*self.together, *named]))
+
+
+def find_files(data: DataSettings) -> dict[str, TaskFiles]:
+    """The files of every task. A name may hold `*`, `?` or `[...]`; without names, the root folder is searched.
+
+    Raises:
+        DataError: a pattern without a match, a root folder that is missing or holds no file of a task; all are listed.
+    """
+    root = Path(data.root)
+    if data.split.by_files:
+        chosen = {"train": data.split.train_files, "valid": data.split.valid_files, "test": data.split.test_files}
+        named = {split: _of_tasks(data, files) for split, files in chosen.items() if files is not None}
+        return {
+            task: TaskFiles(by_split=tuple((split, _expand(root, of[task])) for split, of in named.items()))
+            for task in data.task
+        }
+    if data.files is not None:
+        return {task: TaskFiles(_expand(root, names)) for task, names in _of_tasks(data, data.files).items()}
+    return {task: TaskFiles(paths) for task, paths in _search(root, data.task).items()}
+
+
+def _of_tasks(data: DataSettings, files: Files) -> Mapping[str, tuple[str, ...]]:
+    return files if isinstance(files, Mapping) else {data.task[0]: files}
+
+
+def _expand(root: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
+    paths: list[Path] = []
+    for name in names:
+        if not any(sign in name for sign in "*?["):
+            paths.append(root / name)
+            continue
+        found = sorted(root.glob(name))
+        if not found:
+            raise bad(root / name, "no file matches", "check data.root and data.files")
+        paths += found
+    return tuple(dict.fromkeys(paths))
+
+
+def _search(root: Path, tasks: tuple[str, ...]) -> dict[str, tuple[Path, ...]]:
+    """Every HDF5 file of the folder whose task is one of those asked for."""
+    remedy = "set data.root and data.files, or make data with `ups data make`"
+    if not root.is_dir():
+        raise bad(root, "no such folder", remedy)
+    paths = sorted(path for path in root.iterdir() if path.suffix in SUFFIXES)
+    if not paths:
+        raise bad(root, "holds no HDF5 file", remedy)
+    found: dict[str, list[Path]] = {task: [] for task in tasks}
+    problems: list[DataProblem] = []
+    for path in paths:
+        try:
+            possible = possible_tasks(path)
+        except BadDataError as error:
+            problems += error.problems
+            continue
+        wanted = [task for task in possible if task in tasks]
+        if len(possible) == 1 and wanted:
+            found[wanted[0]].append(path)
+        elif wanted:
+            what = f"cannot tell its task (could be: {', '.join(possible)})"
+            problems.append(DataProblem(str(path), what, "", "name the files of each task in data.files"))
+    problems += [DataProblem(str(root), f"holds no file of {task}", "", remedy) for task in tasks if not found[task]]
+    raise_if_any(problems)
+    return {task: tuple(paths) for task, paths in found.items()}

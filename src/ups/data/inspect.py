@@ -1,0 +1,144 @@
+"""What is in a file, for a person to read: layout, task, shapes, ranges, parameters, content hash, problems."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from ups.data.identify import candidate_tasks, read_parameters
+from ups.data.layouts import AXES, Layout, find_layout
+from ups.data.pdebench import TrajectoryFile, damage_named, open_hdf5
+from ups.data.problems import BadDataError, DataProblem
+from ups.data.scan import FieldRange, scan
+from ups.physics.equations import EQUATIONS, Equation
+
+
+@dataclass(frozen=True)
+class CoordinateRange:
+    """One coordinate: how many values, from where to where."""
+
+    name: str
+    num: int
+    first: float
+    last: float
+
+
+@dataclass(frozen=True)
+class FileSummary:
+    """What `inspect_file` found.
+
+    Args:
+        path: the file.
+        size: bytes on disk.
+        layout: name of its layout.
+        task: what it holds; None when that cannot be told.
+        trainable: whether `ups` trains on this task.
+        fields: names of its fields.
+        num_trajectories: how many.
+        frames: fewest and most frames of a trajectory.
+        grid: cells along each axis.
+        datasets: shape of each dataset (of the first trajectory's, where each has its own group).
+        coordinates: of axes and time, as they stand in the file.
+        ranges: of each field's values.
+        params: the values that each parameter takes, sorted.
+        content_hash: of all trajectories in order.
+        problems: what makes it unfit for training.
+    """
+
+    path: str
+    size: int
+    layout: str
+    task: str | None
+    trainable: bool
+    fields: tuple[str, ...]
+    num_trajectories: int
+    frames: tuple[int, int]
+    grid: tuple[int, ...]
+    datasets: dict[str, tuple[int, ...]]
+    coordinates: tuple[CoordinateRange, ...]
+    ranges: tuple[FieldRange, ...]
+    params: dict[str, tuple[float, ...]]
+    content_hash: str | None
+    problems: tuple[DataProblem, ...]
+
+
+def inspect_file(path: Path | str) -> FileSummary:
+    """Reads a whole file once and says what is in it.
+
+    Raises:
+        DataError: missing, not HDF5, truncated, or none of the published layouts.
+    """
+    path = Path(path)
+    with open_hdf5(path) as file:
+        with damage_named(path, "its structure"):
+            layout = find_layout(file)
+            tasks = candidate_tasks(file, layout)
+            datasets = _datasets(file)
+            task = tasks[0] if len(tasks) == 1 else None
+            equation = EQUATIONS.get(task) if task else None
+            params = _parameters(file, layout, equation) if equation else {}
+        problems = _training_problems(file, task) if equation else list(layout.problems)
+        scanned = None if layout.problems else scan(file, layout)
+        return FileSummary(
+            path=str(path),
+            size=path.stat().st_size,
+            layout=layout.name,
+            task=task,
+            trainable=equation is not None,
+            fields=layout.fields,
+            num_trajectories=len(layout.lengths),
+            frames=(min(layout.lengths, default=0), max(layout.lengths, default=0)),
+            grid=layout.grid_shape,
+            datasets=datasets,
+            coordinates=_coordinates(layout),
+            ranges=scanned.ranges if scanned else (),
+            params=params,
+            content_hash=scanned.content if scanned else None,
+            problems=(*problems, *(scanned.problems if scanned else ())),
+        )
+
+
+def _parameters(file: h5py.File, layout: Layout, equation: Equation) -> dict[str, tuple[float, ...]]:
+    """The values that each parameter takes; none where the file does not say."""
+    values, problems = read_parameters(file, layout, equation)
+    names = [parameter.name for parameter in equation.parameters]
+    return (
+        {}
+        if problems
+        else {name: tuple(np.unique(column).tolist()) for name, column in zip(names, values.T, strict=True)}
+    )
+
+
+def _training_problems(file: h5py.File, task: str | None) -> list[DataProblem]:
+    try:
+        TrajectoryFile(file, task)
+    except BadDataError as error:
+        return list(error.problems)
+    return []
+
+
+def _datasets(file: h5py.File) -> dict[str, tuple[int, ...]]:
+    """Shapes of the datasets at the top and in the first group."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    groups = [name for name in file if isinstance(file[name], h5py.Group)]
+    holders = [("", file), *((f"{name}/", file[name]) for name in groups[:1])]
+    for prefix, holder in holders:
+
+        def note(name: str, item: h5py.Group | h5py.Dataset, prefix: str = prefix) -> None:
+            if isinstance(item, h5py.Dataset) and (prefix or "/" not in name):
+                shapes[prefix + name] = item.shape
+
+        holder.visititems(note)
+    return shapes
+
+
+def _coordinates(layout: Layout) -> tuple[CoordinateRange, ...]:
+    named = [*zip(AXES, layout.axes, strict=False), ("t", layout.times)]
+    return tuple(
+        CoordinateRange(name, axis.size, float(axis.flat[0]), float(axis.flat[-1]))
+        for name, axis in named
+        if axis is not None and axis.size
+    )

@@ -1,0 +1,130 @@
+"""One pass over the values of a file, whatever its layout: ranges, NaN and Inf, constant fields, content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from ups.data.layouts import Layout
+from ups.data.pdebench import HDF5_LOCK, damage_named
+from ups.data.problems import DataProblem
+from ups.data.trajectories import BLOCK_BYTES, hash_frames
+
+MOST_LISTED = 20
+"""Bad trajectories of a file that are named one by one."""
+
+REMEDY = "remove the trajectory or generate it again"
+
+
+@dataclass(frozen=True)
+class FieldRange:
+    """What one field's values are like over a whole file; extremes and mean are None where no value is finite.
+
+    Args:
+        name: of the field.
+        low: smallest value.
+        high: largest value.
+        mean: mean value.
+        num_nan: how many are NaN.
+        num_inf: how many are infinite.
+    """
+
+    name: str
+    low: float | None
+    high: float | None
+    mean: float | None
+    num_nan: int
+    num_inf: int
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a pass over a file's values found.
+
+    Args:
+        ranges: of each field.
+        content: hash over the content of all trajectories in order.
+        problems: values that are not finite and constant fields, trajectory by trajectory.
+    """
+
+    ranges: tuple[FieldRange, ...]
+    content: str
+    problems: tuple[DataProblem, ...]
+
+
+class _Tally:
+    """Running range of one field."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.low, self.high, self.total = name, np.inf, -np.inf, 0.0
+        self.num, self.num_nan, self.num_inf = 0, 0, 0
+
+    def add(self, values: np.ndarray) -> None:
+        finite = np.isfinite(values)
+        if not finite.all():
+            self.num_nan += int(np.isnan(values).sum())
+            self.num_inf += int(np.isinf(values).sum())
+            values = values[finite]
+        if values.size:
+            self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+            self.total += float(values.sum(dtype=np.float64))
+            self.num += values.size
+
+    def range(self) -> FieldRange:
+        if not self.num:
+            return FieldRange(self.name, None, None, None, self.num_nan, self.num_inf)
+        return FieldRange(self.name, self.low, self.high, self.total / self.num, self.num_nan, self.num_inf)
+
+
+def scan(file: h5py.File, layout: Layout) -> Scan:
+    """Reads every value of an open file once, block by block.
+
+    A field is called constant in a trajectory when it has one value over all of its space and time.
+
+    Raises:
+        DataError: bytes that cannot be read.
+    """
+    tallies = [_Tally(name) for name in layout.fields]
+    content = hashlib.blake2b(digest_size=16)
+    problems: list[DataProblem] = []
+    for trajectory, frames in _trajectories(file, layout):
+        content.update(hash_frames(frames).encode())
+        for channel, tally in enumerate(tallies):
+            values = frames[:, channel]
+            tally.add(values)
+            problems += _faults(file.filename, f"{layout.place(trajectory)}, field {tally.name}", values)
+    if len(problems) > MOST_LISTED:
+        more = f"{len(problems) - MOST_LISTED} more such faults in other trajectories"
+        problems[MOST_LISTED:] = [DataProblem(file.filename, more, "", REMEDY)]
+    return Scan(tuple(tally.range() for tally in tallies), content.hexdigest(), tuple(problems))
+
+
+def _trajectories(file: h5py.File, layout: Layout) -> Iterator[tuple[int, np.ndarray]]:
+    """Every trajectory in order, (time, channel, *grid); neighbours of equal length are read together."""
+    frame_bytes = max(1, int(np.prod((len(layout.fields), *layout.grid_shape))) * 4)
+    lengths = layout.lengths
+    first = 0
+    while first < len(lengths):
+        last = first + 1
+        most = first + max(1, BLOCK_BYTES // (max(1, lengths[first]) * frame_bytes))
+        while last < min(len(lengths), most) and lengths[last] == lengths[first]:
+            last += 1
+        with HDF5_LOCK, damage_named(Path(file.filename), f"{layout.place(first)} to {layout.place(last - 1)}"):
+            block = layout.read(file, first, last, 0, lengths[first])
+        yield from enumerate(block, start=first)
+        first = last
+
+
+def _faults(file: str, place: str, values: np.ndarray) -> Iterator[DataProblem]:
+    finite = np.isfinite(values)
+    if not finite.all():
+        frames = np.flatnonzero(~finite.reshape(len(values), -1).all(axis=1))
+        what = f"{int((~finite).sum())} values are NaN or Inf"
+        yield DataProblem(file, what, f"{place}, first in frame {int(frames[0])}", REMEDY)
+    elif values.size and values.min() == values.max():
+        yield DataProblem(file, f"is constant ({values.flat[0]:g})", place, REMEDY)

@@ -1,0 +1,230 @@
+"""Cuts windows from trajectories and serves them in batches, endlessly, in an order that resumes exactly."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from ups.data.fields import Batch
+from ups.data.trajectories import TrajectorySet
+from ups.errors import DataError
+
+Place = tuple[int, int, int]
+"""Epoch, position in it, horizon."""
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Windows of one task: their trajectories, first frames and common length."""
+
+    task: str
+    trajectory: Int64[Tensor, " window"]
+    start: Int64[Tensor, " window"]
+    length: int
+
+
+@dataclass(frozen=True, eq=False)
+class EpochPlan:
+    """The windows of one epoch, in order.
+
+    Args:
+        windows: all of them, task by task.
+        batches: the task of each batch, and the range of that task's windows.
+    """
+
+    windows: dict[str, Windows]
+    batches: tuple[tuple[str, int, int], ...]
+
+
+class WindowLoader:
+    """Batches of windows of one or more tasks: each window of the horizon once per epoch, each batch of one task.
+
+    A task's windows are cut into as few batches of at most `batch_size` (per rank) as hold them all, of sizes that
+    differ by at most one; the batches of all tasks are shuffled together, so that tasks come in proportion to their
+    windows. Order is a function of (seed, epoch, horizon) alone: the position in the epoch is all the state there is.
+
+    Args:
+        sets: the trajectories of each task.
+        batch_size: windows per batch and rank.
+        context: given frames per window.
+        horizon: frames to predict per window.
+        seed: of the order.
+        shuffle: False keeps the order of trajectories and tasks.
+        rank: which share of every batch this process takes.
+        world_size: how many processes share every batch.
+        workers: threads that read ahead when a set is not in memory.
+        prefetch: batches read ahead by them.
+
+    Raises:
+        DataError: a task without a window of this length, or with fewer windows than ranks.
+    """
+
+    def __init__(
+        self,
+        sets: Mapping[str, TrajectorySet],
+        batch_size: int,
+        context: int,
+        horizon: int,
+        seed: int,
+        *,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 1,
+        prefetch: int = 4,
+    ) -> None:
+        if not sets:
+            raise DataError("no trajectories to cut windows from; name a task in data.task")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} is not one of {world_size} ranks")
+        self.sets = dict(sets)
+        self.batch_size, self.context, self.horizon = batch_size, context, horizon
+        self.seed, self.shuffle = seed, shuffle
+        self.rank, self.world_size = rank, world_size
+        self.epoch, self._position = 0, 0
+        self._plans: dict[tuple[int, int], EpochPlan] = {}
+        read_ahead = prefetch > 0 and workers > 0 and not all(one.in_memory for one in self.sets.values())
+        self._pool = ThreadPoolExecutor(workers, "read-ahead") if read_ahead else None
+        self._prefetch = prefetch
+        self._ahead: deque[tuple[Place, Future[Batch]]] = deque()
+        self._plan()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch of the current horizon."""
+        return len(self._plan().batches)
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of the current horizon, over all tasks and ranks."""
+        return sum(one.num_windows(self.context + self.horizon) for one in self.sets.values())
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            yield self.next_batch()
+
+    def next_batch(self) -> Batch:
+        """The next batch; the position moves on, into the next epoch after the last."""
+        place = (self.epoch, self._position, self.horizon)
+        batch = self._gather(self._windows(*place)) if self._pool is None else self._read_ahead(place, self._pool)
+        self.epoch, self._position, _ = self._following(*place)
+        return batch
+
+    def set_horizon(self, horizon: int) -> None:
+        """Changes how many frames there are to predict, from the next batch on.
+
+        In the middle of an epoch, the order of the new horizon is taken up at the same fraction of the epoch.
+        """
+        if horizon == self.horizon:
+            return
+        before = self.steps_per_epoch
+        old, self.horizon = self.horizon, horizon
+        try:
+            steps = self.steps_per_epoch
+        except DataError:
+            self.horizon = old
+            raise
+        self._position = min(math.ceil(self._position * steps / before), steps - 1)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader stands; what was read ahead does not count."""
+        return {"epoch": self.epoch, "position": self._position, "horizon": self.horizon, "seed": self.seed}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continues where `state_dict` was taken.
+
+        Raises:
+            DataError: the state is of another seed, or of data with fewer batches.
+        """
+        if state["seed"] != self.seed:
+            raise DataError(f"the batches were drawn from seed {state['seed']}, not {self.seed}; resume with that")
+        self.epoch, self.horizon = state["epoch"], state["horizon"]
+        if not 0 <= state["position"] < self.steps_per_epoch:
+            raise DataError(f"there is no batch {state['position']} in this data; resume with the data trained on")
+        self._position = state["position"]
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        self._drop_ahead()
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _plan(self, epoch: int | None = None, horizon: int | None = None) -> EpochPlan:
+        """The plan of an epoch; those of the current and the next one are kept."""
+        key = (self.epoch if epoch is None else epoch, self.horizon if horizon is None else horizon)
+        if key not in self._plans:
+            self._plans = {kept: plan for kept, plan in self._plans.items() if kept[0] >= self.epoch}
+            self._plans[key] = self._make_plan(*key)
+        return self._plans[key]
+
+    def _make_plan(self, epoch: int, horizon: int) -> EpochPlan:
+        windows: dict[str, Windows] = {}
+        batches: list[tuple[str, int, int]] = []
+        length = self.context + horizon
+        for task, trajectories in self.sets.items():
+            num = trajectories.num_windows(length)
+            if num < self.world_size:
+                what = f"{num} window(s) of {self.context} + {horizon} frames for {self.world_size} rank(s)"
+                longest = f"the longest trajectory has {int(trajectories.lengths.max())} frames"
+                raise DataError(f"{task}: {what}, {longest}; shorten the horizon or data.context")
+            counts = (trajectories.lengths - length + 1).clamp(min=0)
+            order = self._permutation(num, f"{epoch}/{task}")
+            trajectory = torch.arange(trajectories.num).repeat_interleave(counts)[order]
+            first = (counts.cumsum(0) - counts)[trajectory]
+            windows[task] = Windows(task, trajectory, order - first, length)
+            steps = min(math.ceil(num / (self.batch_size * self.world_size)), num // self.world_size)
+            edges = [num * step // steps for step in range(steps + 1)]
+            batches += [(task, low, high) for low, high in pairwise(edges)]
+        turns = self._permutation(len(batches), f"{epoch}").tolist()
+        return EpochPlan(windows, tuple(batches[turn] for turn in turns))
+
+    def _permutation(self, num: int, purpose: str) -> Int64[Tensor, " item"]:
+        if not self.shuffle:
+            return torch.arange(num)
+        digest = hashlib.blake2b(f"{self.seed}/{purpose}".encode(), digest_size=7).digest()
+        return torch.randperm(num, generator=torch.Generator().manual_seed(int.from_bytes(digest)))
+
+    def _following(self, epoch: int, position: int, horizon: int) -> tuple[int, int, int]:
+        last = position + 1 == len(self._plan(epoch, horizon).batches)
+        return (epoch + 1, 0, horizon) if last else (epoch, position + 1, horizon)
+
+    def _windows(self, epoch: int, position: int, horizon: int) -> Windows:
+        """This rank's share of the windows of one place in the order."""
+        plan = self._plan(epoch, horizon)
+        task, low, high = plan.batches[position]
+        windows, mine = plan.windows[task], slice(low + self.rank, high, self.world_size)
+        return Windows(task, windows.trajectory[mine], windows.start[mine], windows.length)
+
+    def _gather(self, windows: Windows) -> Batch:
+        trajectories = self.sets[windows.task]
+        frames = trajectories.gather(windows.trajectory, windows.start, windows.length)
+        dt = torch.full((len(frames),), trajectories.dt, device=frames.device)
+        params = trajectories.params[windows.trajectory].to(frames.device, non_blocking=True)
+        return Batch(windows.task, frames, dt, params, trajectories.grid, self.context)
+
+    def _read_ahead(self, place: Place, pool: ThreadPoolExecutor) -> Batch:
+        """The batch of a place, from what was read ahead; reading of the following ones is set going.
+
+        Threads only gather: which windows come next is decided here, so that they cannot change the order.
+        """
+        if self._ahead and self._ahead[0][0] != place:
+            self._drop_ahead()
+        upcoming = self._following(*self._ahead[-1][0]) if self._ahead else place
+        while len(self._ahead) <= self._prefetch:
+            self._ahead.append((upcoming, pool.submit(self._gather, self._windows(*upcoming))))
+            upcoming = self._following(*upcoming)
+        return self._ahead.popleft()[1].result()
+
+    def _drop_ahead(self) -> None:
+        for _, future in self._ahead:
+            future.cancel()
+        self._ahead.clear()

@@ -1,0 +1,330 @@
+"""Scores emulators side by side on the same trajectories, under one protocol that is written down with the scores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ups.data.trajectories import TrajectorySet
+from ups.errors import UpsError
+from ups.evaluation import metrics, showcase
+from ups.evaluation.rollout import has_codec, predict_single_steps, reconstruct, rollout_trajectories
+from ups.evaluation.scores import Score, ScoreAccumulator, TaskScores, mean_score
+from ups.evaluation.showcase import Showcase
+from ups.models.emulator import Emulator
+from ups.physics.solvers.cost import SolverCost
+from ups.runtime import Progress, SilentProgress
+
+SCHEMA_VERSION = 1
+MODES = ("latent", "physical")
+
+DETERMINISTIC = "the prediction is deterministic: there is no ensemble to score"
+NO_SOLVER = "no reference solver was timed"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How emulators are judged.
+
+    Args:
+        split: name of the split, for the record.
+        max_samples: trajectories per task, spread evenly over the split; None takes all.
+        steps: frames to predict; None goes to the end of each trajectory.
+        mode: `latent` stays in latent space between steps; `physical` decodes and encodes at each.
+        batch_size: trajectories rolled out together, which is also what the wall clock is taken of.
+    """
+
+    split: str = "test"
+    max_samples: int | None = None
+    steps: int | None = None
+    mode: str = "latent"
+    batch_size: int = 32
+
+    def choose(self, trajectories: TrajectorySet) -> list[int]:
+        """Numbers of the trajectories of a set that are scored."""
+        num = trajectories.num
+        wanted = num if self.max_samples is None else min(num, self.max_samples)
+        return [place * num // wanted for place in range(wanted)]
+
+
+@dataclass(frozen=True)
+class TaskEvaluation:
+    """Every emulator's scores on one task.
+
+    Args:
+        emulators: by name, the one under judgement first.
+        modes: scores of that one in the roll-out mode that is not the protocol's.
+        facts: what a reader of the scores needs to know of the task.
+        showcases: trajectories to look at.
+    """
+
+    emulators: Mapping[str, TaskScores]
+    modes: Mapping[str, TaskScores]
+    facts: Mapping[str, Any]
+    showcases: tuple[Showcase, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one emulator and its baselines on one or more tasks.
+
+    Args:
+        protocol: what was scored, and how, with the hash of that.
+        tasks: by name.
+    """
+
+    protocol: Mapping[str, Any]
+    tasks: Mapping[str, TaskEvaluation]
+    subject: str = field(default="ups")
+
+    def scores(self, task: str, emulator: str | None = None) -> Mapping[str, Score]:
+        """Scores by metric of one emulator, by default the one under judgement."""
+        return self.tasks[task].emulators[emulator or self.subject].scores
+
+    def with_solver_costs(self, costs: Mapping[str, SolverCost]) -> Evaluation:
+        """The evaluation with `solver_speedup` filled in: the solver's seconds per trajectory over the emulator's.
+
+        Args:
+            costs: by task, of the coarsest reference solution as accurate as the emulator, over the same frames.
+        """
+        tasks = dict(self.tasks)
+        for name, cost in costs.items():
+            task = tasks[name]
+            ours = task.emulators[self.subject]
+            scores = {**ours.scores, "solver_speedup": _speedup(ours, cost, task.facts["steps"])}
+            facts = {**task.facts, "solver": {"resolution": cost.resolution, "nrmse": cost.nrmse, "found": cost.found}}
+            emulators = {**task.emulators, self.subject: replace(ours, scores=scores)}
+            tasks[name] = replace(task, emulators=emulators, facts=facts)
+        return replace(self, tasks=tasks)
+
+    def to_json(self) -> dict[str, Any]:
+        """The scores in the layout of `evaluation/full.json`; `reasons` mirrors it where a score is null."""
+        found: dict[str, Any] = {"tasks": {}, "baselines": {}, "modes": {}}
+        for task, result in self.tasks.items():
+            for name, scores in result.emulators.items():
+                group = found["tasks"] if name == self.subject else found["baselines"].setdefault(name, {})
+                group[task] = scores.scores
+            for mode, scores in result.modes.items():
+                found["modes"].setdefault(mode, {})[task] = scores.scores
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "protocol": dict(self.protocol),
+            **_leaves(found, lambda score: score.value),
+            "reasons": _leaves(found, lambda score: score.reason, keep_none=False),
+            "details": {task: _details(result) for task, result in self.tasks.items()},
+        }
+
+    def save(self, folder: Path, scope: str) -> None:
+        """Writes `SCOPE.json`, and for the scope `full` the trajectories to look at, `fields.npz`.
+
+        Args:
+            folder: the run's `evaluation` folder, made when it is missing.
+            scope: `small` or `full`.
+
+        Raises:
+            UpsError: the folder cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if scope == "full":
+                part = folder / "fields.npz.part"
+                showcase.save(part, [one for task in self.tasks.values() for one in task.showcases])
+                os.replace(part, folder / "fields.npz")
+            part = folder / f"{scope}.json.part"
+            part.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            os.replace(part, folder / f"{scope}.json")
+        except OSError as error:
+            raise UpsError(f"{folder} cannot be written: {error.strerror}; free space or choose another runs_dir") from error
+
+
+def evaluate(
+    emulators: Mapping[str, Emulator],
+    sets: Mapping[str, TrajectorySet],
+    *,
+    protocol: Protocol,
+    device: torch.device | None = None,
+    progress: Progress | None = None,
+    showcases: bool = True,
+) -> Evaluation:
+    """Scores every emulator on every task.
+
+    Args:
+        emulators: by name; the first is under judgement, the others are its baselines.
+        sets: the trajectories of each task.
+        protocol: which trajectories, how far, how.
+        device: where to compute; the CPU by default. The emulators are moved there.
+        progress: told after every batch.
+        showcases: keep trajectories to look at.
+
+    Raises:
+        UpsError: nothing to score, or a mode that does not exist.
+        DataError: a trajectory too short to predict anything.
+    """
+    if not emulators or not sets or any(one.num == 0 for one in sets.values()):
+        raise UpsError("nothing to evaluate: the split holds no trajectories; give data.split a larger part for it")
+    if protocol.mode not in MODES:
+        raise UpsError(f"the roll-out mode is '{protocol.mode}'; set evaluation.rollout_mode to latent or physical")
+    device, progress = device or torch.device("cpu"), progress or SilentProgress()
+    for emulator in emulators.values():
+        emulator.to(device).eval()
+    subject = next(iter(emulators))
+    chosen = {task: protocol.choose(trajectories) for task, trajectories in sets.items()}
+    progress.start(f"evaluate {protocol.split}", (len(emulators) + 1) * sum(map(len, chosen.values())), "roll-outs")
+    scorer = _Scorer(protocol, device, progress)
+    tasks = {}
+    for task, trajectories in sets.items():
+        indices = chosen[task]
+        found = {name: scorer.score(emulator, trajectories, indices) for name, emulator in emulators.items()}
+        other = MODES[1 - MODES.index(protocol.mode)]
+        modes = {other: scorer.score(emulators[subject], trajectories, indices, mode=other)}
+        kept: tuple[Showcase, ...] = ()
+        if showcases:
+            context = emulators[subject].tasks[task].context
+            options: dict[str, Any] = {"context": context, "steps": protocol.steps, "mode": protocol.mode, "device": device}
+            kept = showcase.take(emulators, trajectories, showcase.choose(found[subject].per_sample), **options)
+        tasks[task] = TaskEvaluation(found, modes, _facts(trajectories, len(found[subject].curve.mean)), kept)
+    progress.finish(f"nrmse {_text(tasks, subject)}")
+    contexts = {task: emulators[subject].tasks[task].context for task in sets}
+    return Evaluation(_describe(protocol, sets, chosen, contexts, device), tasks, subject)
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """Scores one emulator on one task under the protocol."""
+
+    protocol: Protocol
+    device: torch.device
+    progress: Progress
+    done: list[int] = field(default_factory=list)
+
+    def score(
+        self, emulator: Emulator, trajectories: TrajectorySet, indices: Sequence[int], mode: str | None = None
+    ) -> TaskScores:
+        context, size = emulator.tasks[trajectories.task].context, self.protocol.batch_size
+        steps, device = self.protocol.steps, self.device
+        gathered = ScoreAccumulator(trajectories.equation, trajectories.grid)
+        for batch in rollout_trajectories(
+            emulator,
+            trajectories,
+            indices,
+            context=context,
+            steps=steps,
+            mode=mode or self.protocol.mode,
+            batch_size=size,
+            device=device,
+        ):
+            gathered.add(batch)
+            self.done.append(len(batch.indices))
+            self.progress.update(sum(self.done), f"{trajectories.task} {emulator.name}")
+        result = gathered.finish()
+        single, codec = [], []
+        for index in indices:
+            pair = predict_single_steps(
+                emulator, trajectories, index, context=context, steps=steps, batch_size=size, device=device
+            )
+            single += metrics.nrmse(*pair).tolist()
+            if has_codec(emulator):
+                pair = reconstruct(emulator, trajectories, index, batch_size=size, device=device)
+                codec += metrics.nrmse(*pair).tolist()
+        more = {
+            "one_step_nrmse": mean_score(single, "a single step from true frames is not finite, or a true field is zero"),
+            "codec_nrmse": mean_score(codec, "a decoded frame is not finite, or a true field is zero"),
+            **{name: Score(None, DETERMINISTIC) for name in ("crps", "spread_skill", "ece")},
+            "solver_speedup": Score(None, NO_SOLVER),
+        }
+        if not has_codec(emulator):
+            more["codec_nrmse"] = Score(None, f"{emulator.name} has no codec")
+        return replace(result, scores={**result.scores, **more})
+
+
+def _speedup(ours: TaskScores, cost: SolverCost, steps: int) -> Score:
+    if not cost.found:
+        return Score(None, "the reference solver did not reach this nrmse at any resolution tried")
+    seconds = ours.scores["wall_clock"].value
+    if seconds is None or seconds <= 0:
+        return Score(None, "the emulator's own time is not known")
+    return Score(cost.seconds_per_trajectory / (seconds * steps))
+
+
+def _facts(trajectories: TrajectorySet, steps: int) -> dict[str, Any]:
+    equation = trajectories.equation
+    values = trajectories.params
+    ranges = {
+        parameter.name: [float(column.min()), float(column.max())]
+        for parameter, column in zip(equation.parameters, values.T, strict=True)
+    }
+    return {
+        "fields": [one.name for one in equation.fields],
+        "grid": list(trajectories.grid.shape),
+        "dt": float(trajectories.dt),
+        "steps": steps,
+        "parameters": ranges,
+    }
+
+
+def _describe(
+    protocol: Protocol,
+    sets: Mapping[str, TrajectorySet],
+    chosen: Mapping[str, Sequence[int]],
+    contexts: Mapping[str, int],
+    device: torch.device,
+) -> dict[str, Any]:
+    """The protocol as it was carried out. Its hash is of what was asked, not of the machine that answered."""
+    tasks = {
+        task: {
+            "num_samples": len(chosen[task]),
+            "indices": _hash(list(chosen[task])),
+            "context": contexts[task],
+            "data_hash": trajectories.content_hash,
+            "grid": list(trajectories.grid.shape),
+            "dt": float(trajectories.dt),
+        }
+        for task, trajectories in sets.items()
+    }
+    asked = {"split": protocol.split, "steps": protocol.steps, "rollout_mode": protocol.mode, "tasks": tasks}
+    machine = {"device": _device_name(device), "threads": torch.get_num_threads(), "batch_size": protocol.batch_size}
+    return {**asked, **machine, "hash": _hash(asked)}
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _leaves(tree: Any, read: Any, keep_none: bool = True) -> Any:
+    """The same nested dictionaries with what `read` makes of each score."""
+    if isinstance(tree, Score):
+        return read(tree)
+    found = {key: _leaves(value, read, keep_none) for key, value in tree.items()}
+    return found if keep_none else {key: value for key, value in found.items() if value not in (None, {})}
+
+
+def _details(task: TaskEvaluation) -> dict[str, Any]:
+    def of(scores: TaskScores) -> dict[str, Any]:
+        spectrum = scores.spectrum
+        return {
+            "per_sample": {str(index): error for index, error in scores.per_sample.items()},
+            "error_curve": vars(scores.curve),
+            "spectrum": None if spectrum is None else vars(spectrum),
+        }
+
+    return {
+        **task.facts,
+        "emulators": {name: of(scores) for name, scores in task.emulators.items()},
+        "modes": {mode: of(scores) for mode, scores in task.modes.items()},
+    }
+
+
+def _text(tasks: Mapping[str, TaskEvaluation], subject: str) -> str:
+    values = {task: result.emulators[subject].scores["nrmse"].value for task, result in tasks.items()}
+    return ", ".join(f"{task} " + ("diverged" if value is None else f"{value:.3g}") for task, value in values.items())

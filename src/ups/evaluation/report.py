@@ -1,0 +1,329 @@
+"""Writes a run's report: one HTML file that a person can look at anywhere, with nothing loaded from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ups.errors import UpsError
+from ups.evaluation import pictures, plots, showcase
+from ups.evaluation.showcase import Array, Showcase
+from ups.evaluation.summary import Scores, number, plain, span, with_unit
+
+FRAMES_SHOWN = 5
+"""Frames of a two-dimensional trajectory that stand side by side."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with the ends of its colour scale."""
+
+    source: str
+    label: str
+    low: str
+    high: str
+    gradient: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures of one field of one trajectory.
+
+    Args:
+        field: its name; empty where there is only one.
+        rows: truth, prediction and error; one picture each in one dimension, several frames in two.
+        times: above the frames of a row; empty in one dimension.
+    """
+
+    field: str
+    rows: tuple[tuple[str, tuple[Picture, ...]], ...]
+    times: tuple[str, ...]
+    profile: Markup | None
+
+
+@dataclass(frozen=True)
+class StageCurve:
+    """The training of one stage."""
+
+    name: str
+    chart: Markup
+    steps: int
+    seconds: float | None
+    loss: float | None
+    best: float | None
+
+
+def write_report(run_dir: Path) -> Path:
+    """Writes `report.html` into a run's folder, from what is there; what is not is said to be missing.
+
+    Args:
+        run_dir: a run's folder, with any of `config.yaml`, `metadata.json`, `log.jsonl`, `evaluation/full.json` (or
+            `small.json`) and `evaluation/fields.npz`.
+
+    Raises:
+        UpsError: the folder does not exist or cannot be written, or a file in it is damaged.
+    """
+    if not run_dir.is_dir():
+        raise UpsError(f"{run_dir} is not a folder; give the folder of a run, such as runs/<run_id>")
+    html = render(Run(run_dir))
+    target, part = run_dir / "report.html", run_dir / "report.html.part"
+    try:
+        part.write_text(html, encoding="utf-8")
+        os.replace(part, target)
+    except OSError as error:
+        raise UpsError(f"{target} cannot be written: {error.strerror}; make the folder writable, or free space") from error
+    return target
+
+
+def render(run: Run) -> str:
+    """The report as HTML."""
+    environment = Environment(
+        loader=PackageLoader("ups.evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "plain": plain, "span": span}
+    environment.globals |= {"with_unit": with_unit}
+    page = environment.get_template("report.html.j2")
+    return page.render(run=run, scores=run.scores)
+
+
+class Run:
+    """What a run's folder holds, prepared for the page; parts that are missing are None or empty.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = folder.resolve().name
+
+    @cached_property
+    def config(self) -> str | None:
+        """The resolved settings, as written."""
+        return self._read("config.yaml")
+
+    @cached_property
+    def metadata(self) -> Mapping[str, Any]:
+        """What is known of the run and the machine."""
+        found = self._json("metadata.json") or {}
+        return found
+
+    @cached_property
+    def created(self) -> str | None:
+        """When the run was made, for people."""
+        text = self.metadata.get("created_at")
+        return datetime.fromisoformat(text).strftime("%-d %B %Y, %H:%M %Z").strip() if isinstance(text, str) else None
+
+    @cached_property
+    def environment(self) -> list[tuple[str, str]]:
+        """Metadata as lines of a table."""
+        return list(_lines({key: value for key, value in self.metadata.items() if key != "seconds"}))
+
+    @cached_property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of every step of the run."""
+        return dict(self.metadata.get("seconds", {}))
+
+    @cached_property
+    def scope(self) -> str:
+        """Which evaluation is shown: `full`, `small` where there is no full one, or nothing."""
+        scopes = [scope for scope in ("full", "small") if (self.folder / "evaluation" / f"{scope}.json").is_file()]
+        return scopes[0] if scopes else ""
+
+    @cached_property
+    def scores(self) -> Scores | None:
+        """The evaluation; None when there is none."""
+        content = self._json(f"evaluation/{self.scope}.json") if self.scope else None
+        return None if content is None else Scores(content)
+
+    @cached_property
+    def protocol(self) -> list[tuple[str, str]]:
+        """The evaluation's protocol as lines of a table."""
+        return [] if self.scores is None else list(_lines(self.scores.content["protocol"]))
+
+    @cached_property
+    def showcases(self) -> tuple[Showcase, ...]:
+        """Trajectories to look at."""
+        path = self.folder / "evaluation" / "fields.npz"
+        return showcase.load(path) if path.is_file() else ()
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether some of the trajectories are of one dimension."""
+        return any(one.truth.ndim == 3 for one in self.showcases)
+
+    def of_task(self, task: str) -> tuple[Showcase, ...]:
+        """Trajectories of one task."""
+        return tuple(one for one in self.showcases if one.task == task)
+
+    # --- charts ------------------------------------------------------------------------------------------------------
+
+    def _numbered(self, task: str) -> dict[int, Mapping[str, Any]]:
+        """Details of the emulators scored on a task, by their number on the page."""
+        scores = self._scored()
+        found = scores.details(task)["emulators"]
+        return {number: found[name] for number, name in enumerate(scores.emulators) if name in found}
+
+    def error_chart(self, task: str) -> Markup:
+        """Error against time."""
+        curves = {number: one["error_curve"] for number, one in self._numbered(task).items()}
+        return plots.error_against_time(curves, self._scored().details(task)["dt"])
+
+    def sample_chart(self, task: str) -> Markup:
+        """Errors of the trajectories one by one."""
+        found, names = self._numbered(task), self._scored().emulators
+        return plots.sample_errors({names[number]: list(one["per_sample"].values()) for number, one in found.items()})
+
+    def spectra(self, task: str) -> list[tuple[str, Markup]]:
+        """A chart of the energy spectrum of each field; none where the emulator diverged."""
+        found = {number: one["spectrum"] for number, one in self._numbered(task).items() if one["spectrum"] is not None}
+        if 0 not in found:
+            return []
+        return [
+            (
+                name,
+                plots.spectrum(
+                    found[0]["truth"][channel],
+                    {number: one["prediction"][channel] for number, one in found.items()},
+                    {0: found[0]["error"][channel]},
+                ),
+            )
+            for channel, name in enumerate(self._scored().details(task)["fields"])
+        ]
+
+    def stages(self) -> list[StageCurve]:
+        """Training curves of every stage in the log."""
+        by_stage: dict[str, list[Mapping[str, Any]]] = {}
+        for line in (self._read("log.jsonl") or "").splitlines(keepends=True):
+            if line.endswith("\n"):  # a last line without its end was torn by a kill
+                record = self._parse(line, "log.jsonl")
+                by_stage.setdefault(str(record.get("stage", "")), []).append(record)
+        return [_stage(name, records) for name, records in by_stage.items()]
+
+    # --- pictures ----------------------------------------------------------------------------------------------------
+
+    def galleries(self, one: Showcase) -> list[Gallery]:
+        """Pictures of every field of a trajectory, as predicted by the emulator under judgement."""
+        scores = self._scored()
+        ours = one.predictions[scores.subject]
+        best = scores.best_baseline(one.task)
+        drawn = {0: ours}
+        if best is not None and best[0] in one.predictions:
+            drawn[scores.emulators.index(best[0])] = one.predictions[best[0]]
+        return [_gallery(one, channel, ours, drawn) for channel in range(len(one.fields))]
+
+    def player(self) -> Markup:
+        """The player's numbers as JSON that cannot end the script element it stands in."""
+        scores = self._scored()
+        ranked = sorted(scores.emulators[1:], key=lambda name: _average(scores, name))
+        data = {"names": list(scores.emulators), **pictures.player_data(self.showcases, [scores.subject, *ranked])}
+        text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+        return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))  # noqa: S704
+
+    # --- files -------------------------------------------------------------------------------------------------------
+
+    def _scored(self) -> Scores:
+        if self.scores is None:
+            raise UpsError(f"{self.folder} has no evaluation; continue the run with `ups run`")
+        return self.scores
+
+    def _read(self, name: str) -> str | None:
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UpsError(f"{path} cannot be read ({error}); repeat the step of the run that writes it") from error
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        text = self._read(name)
+        return None if text is None else self._parse(text, name)
+
+    def _parse(self, text: str, name: str) -> dict[str, Any]:
+        try:
+            found = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UpsError(f"{self.folder / name} is damaged ({error}); repeat the step of the run that writes it") from error
+        if not isinstance(found, dict):
+            raise UpsError(f"{self.folder / name} is damaged (not an object); repeat the step of the run that writes it")
+        return found
+
+
+def _average(scores: Scores, name: str) -> float:
+    """Mean nrmse over the tasks, infinite where one is missing."""
+    values = [scores.of(name, task).get("nrmse") for task in scores.tasks]
+    return float(np.mean([np.inf if value is None else value for value in values]))
+
+
+def _stage(name: str, records: Sequence[Mapping[str, Any]]) -> StageCurve:
+    trained = [record for record in records if "loss" in record]
+    valid = [record for record in records if "valid_nrmse" in record]
+    chart = plots.losses(
+        [record["step"] for record in trained],
+        [record["loss"] for record in trained],
+        [record["step"] for record in valid],
+        [record["valid_nrmse"] for record in valid],
+    )
+    found = [record["valid_nrmse"] for record in valid if record["valid_nrmse"] is not None]
+    return StageCurve(
+        name=name,
+        chart=chart,
+        steps=max((int(record["step"]) for record in records), default=0),
+        seconds=max((record["elapsed"] for record in records if record.get("elapsed") is not None), default=None),
+        loss=trained[-1]["loss"] if trained else None,
+        best=min(found, default=None),
+    )
+
+
+def _gallery(one: Showcase, channel: int, ours: Array, drawn: Mapping[int, Array]) -> Gallery:
+    """Truth and prediction on one scale, the error on its own, centred at zero."""
+    truth, prediction = one.truth[:, channel], ours[:, channel]
+    error = prediction - truth
+    low, high = pictures.shown(truth)
+    most = pictures.reach(error)
+    field = (low, high, pictures.FIELD_MAP)
+    rows = (("truth", truth, field), ("prediction", prediction, field), ("error", error, (-most, most, pictures.ERROR_MAP)))
+    plane = truth.ndim == 3
+    frames = np.linspace(0, len(truth) - 1, min(FRAMES_SHOWN, len(truth))).round().astype(int) if plane else np.array([0])
+    made = tuple(
+        (label, tuple(_picture(values[frame] if plane else values.T, label, *scale) for frame in frames))
+        for label, values, scale in rows
+    )
+    times = tuple(f"t = {one.times[frame]:.3g}" for frame in frames) if plane else ()
+    profile = None
+    if not plane:
+        points = np.linspace(*one.extent[0], truth.shape[1]).tolist()
+        profile = plots.profile(points, truth[-1].tolist(), {k: p[-1, channel].tolist() for k, p in drawn.items()})
+    return Gallery(one.fields[channel] if len(one.fields) > 1 else "", made, times, profile)
+
+
+def _picture(values: Array, label: str, low: float, high: float, colours: str) -> Picture:
+    source = pictures.picture(values, low, high, colours)
+    return Picture(source, label, _end(low), _end(high), pictures.gradient(colours))
+
+
+def _end(value: float) -> str:
+    """The end of a colour scale, short."""
+    return f"{value:.2g}".replace("-", "−")
+
+
+def _lines(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested values as pairs of dotted name and text."""
+    found: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found += _lines(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", "all" if value is None else str(value)))
+    return found

@@ -1,0 +1,61 @@
+"""The two numbers that training is steered by, on validation trajectories and in physical units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import fmean
+
+import torch
+
+from ups.data.trajectories import TrajectorySet
+from ups.evaluation.metrics import nrmse
+from ups.evaluation.rollout import reconstruct, rollout_trajectories
+from ups.models.emulator import Emulator
+
+BATCH = 32  # trajectories, or frames, at once
+
+
+def validation_nrmse(
+    emulator: Emulator,
+    sets: Mapping[str, TrajectorySet],
+    *,
+    max_samples: int | None,
+    steps: int | None,
+    mode: str,
+    device: torch.device,
+) -> float:
+    """Mean over tasks of the roll-out's nrmse; infinite where a roll-out is not finite.
+
+    Args:
+        max_samples: trajectories per task, the first ones; None takes all.
+        steps: frames to predict; None goes to the end of each trajectory.
+        mode: `latent` or `physical`.
+    """
+    scores = []
+    for trajectories in sets.values():
+        batches = rollout_trajectories(
+            emulator,
+            trajectories,
+            range(trajectories.num)[:max_samples],
+            context=emulator.context,
+            steps=steps,
+            mode=mode,
+            batch_size=BATCH,
+            device=device,
+        )
+        scores.append(torch.cat([nrmse(batch.prediction, batch.truth) for batch in batches]).mean().item())
+    score = fmean(scores)
+    return score if math.isfinite(score) else math.inf
+
+
+def validation_reconstruction(emulator: Emulator, sets: Mapping[str, TrajectorySet], *, device: torch.device) -> float:
+    """Mean over tasks of the codec's nrmse over every validation frame."""
+    scores = []
+    for trajectories in sets.values():
+        each = [
+            nrmse(*reconstruct(emulator, trajectories, index, batch_size=BATCH, device=device))
+            for index in range(trajectories.num)
+        ]
+        scores.append(torch.cat(each).mean().item())
+    return fmean(scores)

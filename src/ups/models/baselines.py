@@ -1,0 +1,169 @@
+"""The baselines every run is compared with: persistence, the linear propagator, FNO and U-Net.
+
+FNO and U-Net have the sizes of PDEBench's (Takamoto et al. 2022) and get what is known to help them: normalised fields,
+and a prediction of the step's change, scaled by its root mean square, rather than of the next field.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ups.errors import UpsError
+from ups.models.emulator import Emulator, TaskSpec
+from ups.models.layers import BoundaryConv
+from ups.models.step import StepEmulator
+
+
+class Persistence(Emulator):
+    """u_{t+dt} = u_t: what any emulator must beat."""
+
+    name = "persistence"
+
+    def step(self, context: Tensor, *, task: str, dt: Tensor, params: Tensor) -> Tensor:
+        return context[:, -1]
+
+
+class LinearEmulator(StepEmulator):
+    """The least-squares linear propagator alone (`propagator.py`); fitted, not trained."""
+
+    name = "linear"
+
+    def __init__(self, tasks: Mapping[str, TaskSpec]) -> None:
+        super().__init__(tasks, base="linear")
+
+    def rest(self, u_hat: Tensor, features: Tensor, task: str) -> Tensor | None:
+        return None
+
+
+class SpectralConv(nn.Module):
+    """Multiplies the lowest modes of each axis by learned complex matrices (Li et al. 2021).
+
+    Args:
+        modes: modes kept per axis; on all axes but the last, as many negative frequencies are kept too.
+    """
+
+    def __init__(self, axes: int, channels: int, modes: int) -> None:
+        super().__init__()
+        self.axes, self.modes = axes, modes
+        self.weight = nn.Parameter(torch.rand(2 ** (axes - 1), channels, channels, *[modes] * axes, 2) / channels**2)
+
+    def forward(self, u: Float[Tensor, "batch channel *grid"]) -> Float[Tensor, "batch channel *grid"]:
+        dims = tuple(range(-self.axes, 0))
+        spectrum = torch.fft.rfftn(u, dim=dims)
+        modes = [min(self.modes, size) for size in spectrum.shape[2:]]
+        weight, out = torch.view_as_complex(self.weight), torch.zeros_like(spectrum)
+        for corner, matrix in enumerate(weight):
+            # Bit `axis` of `corner` says whether this corner holds the negative frequencies of that axis.
+            window = [slice(-kept, None) if corner >> axis & 1 else slice(kept) for axis, kept in enumerate(modes)]
+            part = (slice(None), slice(None), *window)
+            out[part] = torch.einsum("bi...,io...->bo...", spectrum[part], matrix[(..., *[slice(kept) for kept in modes])])
+        return torch.fft.irfftn(out, s=u.shape[2:], dim=dims)
+
+
+class FNO(nn.Module):
+    """Fourier neural operator (Li et al. 2021), PDEBench's size: width 20, four layers, 12 modes."""
+
+    def __init__(self, axes: int, channels_in: int, channels_out: int, *, width: int = 20, modes: int = 12, layers: int = 4) -> None:
+        super().__init__()
+        self.axes = axes
+        self.lift = BoundaryConv(axes, channels_in + axes, width, 1)
+        self.spectral = nn.ModuleList([SpectralConv(axes, width, modes) for _ in range(layers)])
+        self.local = nn.ModuleList([BoundaryConv(axes, width, width, 1) for _ in range(layers)])
+        self.project = BoundaryConv(axes, width, 128, 1)
+        self.out = BoundaryConv(axes, 128, channels_out, 1)
+
+    def forward(self, u: Float[Tensor, "batch channel *grid"], periodic: Sequence[bool]) -> Float[Tensor, "batch out *grid"]:
+        axes = [torch.linspace(0, 1, size + 1, device=u.device, dtype=u.dtype)[:-1] for size in u.shape[2:]]
+        position = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(u.shape[0], *[-1] * (self.axes + 1))
+        x = self.lift(torch.cat([u, position], 1), periodic)
+        for index, (spectral, local) in enumerate(zip(self.spectral, self.local, strict=True)):
+            x = spectral(x) + local(x, periodic)
+            x = F.gelu(x) if index + 1 < len(self.spectral) else x
+        out: Tensor = self.out(F.gelu(self.project(x, periodic)), periodic)
+        return out
+
+
+class DoubleConv(nn.Module):
+    """Two 3-wide convolutions, each normalised over groups and activated."""
+
+    def __init__(self, axes: int, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([BoundaryConv(axes, channels_in, channels_out, 3), BoundaryConv(axes, channels_out, channels_out, 3)])
+        self.norms = nn.ModuleList([nn.GroupNorm(min(8, channels_out), channels_out) for _ in range(2)])
+
+    def forward(self, u: Tensor, periodic: Sequence[bool]) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            u = F.gelu(norm(conv(u, periodic)))
+        return u
+
+
+class UNetNetwork(nn.Module):
+    """U-Net (Ronneberger et al. 2015), PDEBench's size: 32 channels at full resolution, four halvings, 512 at the bottom."""
+
+    def __init__(self, axes: int, channels_in: int, channels_out: int, *, width: int = 32, levels: int = 4) -> None:
+        super().__init__()
+        self.axes = axes
+        widths = [width * 2**level for level in range(levels + 1)]
+        self.down = nn.ModuleList([DoubleConv(axes, a, b) for a, b in zip([channels_in, *widths[:-1]], widths, strict=True)])
+        self.up = nn.ModuleList([DoubleConv(axes, 2 * fine, fine) for fine in widths[:-1]])
+        self.grow = nn.ParameterList(
+            [nn.Parameter(torch.randn(coarse, fine, *[2] * axes) / math.sqrt(coarse)) for fine, coarse in zip(widths[:-1], widths[1:], strict=True)]
+        )
+        self.out = BoundaryConv(axes, width, channels_out, 1)
+
+    def forward(self, u: Float[Tensor, "batch channel *grid"], periodic: Sequence[bool]) -> Float[Tensor, "batch out *grid"]:
+        pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[self.axes]
+        spread = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[self.axes]
+        skips: list[Tensor] = []
+        for level, block in enumerate(self.down):
+            u = block(pool(u, 2) if level else u, periodic)
+            skips.append(u)
+        u = skips.pop()
+        for block, kernel, skip in zip(reversed(self.up), reversed(self.grow), reversed(skips), strict=True):
+            u = block(torch.cat([skip, spread(u, kernel, stride=2)], 1), periodic)
+        out: Tensor = self.out(u, periodic)
+        return out
+
+
+class NetworkEmulator(StepEmulator):
+    """A grid-to-grid network as emulator: one network per task, parameters appended as constant channels.
+
+    Args:
+        network: `fno` or `unet`.
+        base, form: `persistence` and `increment` for the plain baseline; other values give it the stack's structural parts.
+    """
+
+    def __init__(self, tasks: Mapping[str, TaskSpec], network: str, *, base: str = "persistence", form: str | None = "increment") -> None:
+        super().__init__(tasks, base=base, form=form)
+        self.name = network
+        make = {"fno": FNO, "unet": UNetNetwork}[network]
+        self.networks = nn.ModuleDict(
+            {
+                task: make(spec.axes, spec.context * len(spec.fields) + len(spec.param_names), self.physics[task].rest.width)
+                for task, spec in tasks.items()
+            }
+        )
+        for task, spec in tasks.items():
+            if network == "unet" and any(size % 16 for size in spec.lattice):
+                raise UpsError(f"{task}: the U-Net halves the grid four times; {spec.lattice} is not a multiple of 16 on each axis")
+
+    def rest(self, u_hat: Float[Tensor, "batch channel *grid"], features: Tensor, task: str) -> Tensor:
+        spec = self.tasks[task]
+        constants = features[:, 1:].reshape(*features[:, 1:].shape, *[1] * spec.axes).expand(-1, -1, *u_hat.shape[2:])
+        raw: Tensor = self.networks[task](torch.cat([u_hat, constants], 1), spec.periodic)
+        return raw
+
+
+def make_baseline(name: str, tasks: Mapping[str, TaskSpec]) -> Emulator:
+    """The baseline called `name`: persistence, linear, fno or unet."""
+    if name == "persistence":
+        return Persistence(tasks)
+    if name == "linear":
+        return LinearEmulator(tasks)
+    return NetworkEmulator(tasks, name)

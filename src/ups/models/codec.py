@@ -1,0 +1,115 @@
+"""The codec: fields <-> latent tokens, by kernels in relative coordinates.
+
+A token at centre c gathers the field at the lattice nodes x_j of its cell, z_c = sum_j K_j u(c + o_j); a point x gathers
+the tokens around it, u(x) = sum_{c,j} phi(x - c - o_j) W_j z_c, where phi is the sextic (six-point) Lagrange cardinal kernel.
+phi is 1 at its own node, 0 at every other, and sums to one, so that on the lattice itself decoding is a strided transposed
+convolution (the fast path) and agrees with the point path to rounding.
+
+When `latent_dim` is at least the number of values in a cell the codec is an isometry: it loses nothing. Otherwise `fit`
+starts it at the best linear subspace of the training data (principal components), and training takes it from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ups.models.layers import CONV
+from ups.models.operator import TRANSPOSED
+
+POINTS = 6  # of the interpolation kernel, per axis
+
+
+class Codec(nn.Module):
+    """Encoder and decoder of one task's fields.
+
+    Args:
+        channels: number of fields.
+        latent_dim: width of a token.
+        patch: lattice cells per token and axis.
+        periodic: per axis; a field is wrapped where periodic, mirrored elsewhere, when points near an end are decoded.
+    """
+
+    def __init__(self, channels: int, latent_dim: int, patch: int, periodic: Sequence[bool]) -> None:
+        super().__init__()
+        self.axes, self.patch, self.periodic = len(periodic), patch, tuple(periodic)
+        self.channels, self.latent_dim = channels, latent_dim
+        self.values = channels * patch**self.axes
+        basis = torch.linalg.qr(torch.randn(max(latent_dim, self.values), min(latent_dim, self.values))).Q
+        basis = basis if latent_dim >= self.values else basis.T
+        weight = basis.reshape(latent_dim, channels, *[patch] * self.axes)
+        self.encoder, self.decoder = nn.Parameter(weight.clone()), nn.Parameter(weight.clone())
+        for kernel in (self.encoder, self.decoder):
+            kernel.no_muon = True  # type: ignore[attr-defined]  # starts at its optimum; orthogonalised steps would leave it
+
+    @property
+    def lossless(self) -> bool:
+        """Whether a token has room for every value of its cell."""
+        return self.latent_dim >= self.values
+
+    def encode(self, u: Float[Tensor, "batch channel *grid"]) -> Float[Tensor, "batch latent *tokens"]:
+        return CONV[self.axes](u, self.encoder, stride=self.patch)
+
+    def decode(self, z: Float[Tensor, "batch latent *tokens"]) -> Float[Tensor, "batch channel *grid"]:
+        """The field at every lattice node."""
+        return TRANSPOSED[self.axes](z, self.decoder, stride=self.patch)
+
+    def decode_at(self, z: Float[Tensor, "batch latent *tokens"], points: Float[Tensor, "point axis"]) -> Float[Tensor, "batch channel point"]:
+        """The field at any points, given in lattice cells: node i of an axis lies at i.
+
+        Only the tokens around the points are decoded.
+        """
+        return self.interpolate(self.decode(z), points)
+
+    def interpolate(self, u: Float[Tensor, "batch channel *grid"], points: Float[Tensor, "point axis"]) -> Float[Tensor, "batch channel point"]:
+        shape, index, weight = u.shape[2:], None, None
+        for axis, size in enumerate(shape):
+            nodes, weights = lagrange_stencil(points[:, axis], size, self.periodic[axis])
+            index = nodes if index is None else rearrange(index * size, "n k -> n k 1") + rearrange(nodes, "n k -> n 1 k")
+            weight = weights if weight is None else rearrange(weight, "n k -> n k 1") * rearrange(weights, "n k -> n 1 k")
+            index, weight = index.flatten(1), weight.flatten(1)
+        if index is None or weight is None:
+            raise ValueError("a field needs at least one axis")
+        near = u.flatten(2)[:, :, index.flatten()].unflatten(2, tuple(index.shape))
+        return (near * weight.to(u.dtype)).sum(-1)
+
+    @torch.no_grad()
+    def fit(self, samples: Float[Tensor, "batch channel *grid"]) -> None:
+        """Starts a lossy codec at the principal components of the cells of `samples` (normalised fields)."""
+        if self.lossless:
+            return
+        cells = samples.double()
+        for axis in range(self.axes):
+            cells = cells.unfold(2 + axis, self.patch, self.patch)
+        order = [0, *range(2, 2 + self.axes), 1, *range(2 + self.axes, 2 + 2 * self.axes)]
+        cells = cells.permute(order).reshape(-1, self.values)
+        covariance = cells.T @ cells / len(cells)
+        components = torch.linalg.eigh(covariance).eigenvectors[:, -self.latent_dim :].T
+        weight = components.reshape(self.encoder.shape).to(self.encoder.dtype)
+        self.encoder.copy_(weight)
+        self.decoder.copy_(weight)
+
+
+def lagrange_stencil(position: Float[Tensor, " point"], size: int, periodic: bool) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of the six-point Lagrange interpolation at `position` (in cells) on an axis of `size` nodes.
+
+    Returns:
+        node indices (point, 6), wrapped or mirrored into the axis, and weights (point, 6) that sum to one (float64).
+    """
+    position = position.double()
+    first = torch.floor(position) - (POINTS // 2 - 1)
+    offset = (position - first)[:, None]
+    knots = torch.arange(POINTS, dtype=torch.float64, device=position.device)
+    weights = torch.ones(len(position), POINTS, dtype=torch.float64, device=position.device)
+    for other in range(POINTS):
+        factor = (offset - other) / torch.where(knots == other, torch.ones_like(knots), knots - other)
+        weights = torch.where(knots == other, weights, weights * factor)
+    nodes = (first[:, None] + knots).long()
+    if periodic:
+        return nodes % size, weights
+    nodes = nodes % (2 * size)
+    return torch.where(nodes >= size, 2 * size - 1 - nodes, nodes), weights

@@ -1,0 +1,143 @@
+"""What every emulator is: fields in physical units in, the fields one step later out, and the roll-out of that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ups.errors import UpsError
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a trained model knows of a task: everything needed to advance its fields, and nothing of the data's files.
+
+    `mean` and `std` are the train statistics of each field; `param_mean` and `param_std` those of each parameter, of its
+    logarithm where `param_log`. `lattice` is the grid trained on; `origin` the coordinate of its first node.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    lattice: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    periodic: tuple[bool, ...]
+    form: str
+    conserved: tuple[bool, ...]
+    context: int
+    dt: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    param_names: tuple[str, ...] = ()
+    param_log: tuple[bool, ...] = ()
+    param_mean: tuple[float, ...] = ()
+    param_std: tuple[float, ...] = ()
+
+    @property
+    def axes(self) -> int:
+        return len(self.lattice)
+
+    @property
+    def varies(self) -> bool:
+        """Whether training saw more than one value of some parameter."""
+        return any(std > 0 for std in self.param_std)
+
+
+class Normalizer(nn.Module):
+    """Fields, dt and parameters of one task, to and from the units a network works in."""
+
+    mean: Tensor
+    std: Tensor
+    param_mean: Tensor
+    param_std: Tensor
+
+    def __init__(self, spec: TaskSpec) -> None:
+        super().__init__()
+        self.log_dt, self.param_log = math.log(spec.dt), spec.param_log
+        shape = (len(spec.fields), *[1] * spec.axes)
+        self.register_buffer("mean", torch.tensor(spec.mean).reshape(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).reshape(shape), persistent=False)
+        self.register_buffer("param_mean", torch.tensor(spec.param_mean, dtype=torch.float32), persistent=False)
+        param_std = [std if std > 0 else 1.0 for std in spec.param_std]
+        self.register_buffer("param_std", torch.tensor(param_std, dtype=torch.float32), persistent=False)
+
+    def forward(self, u: Float[Tensor, "*batch channel *grid"]) -> Tensor:
+        return (u - self.mean) / self.std
+
+    def inverse(self, u_hat: Float[Tensor, "*batch channel *grid"]) -> Tensor:
+        return torch.addcmul(self.mean, u_hat, self.std)
+
+    def params(self, params: Float[Tensor, "batch parameter"]) -> Float[Tensor, "batch parameter"]:
+        """Standardised parameters, zero at the train mean."""
+        columns = [params[:, i].log() if log else params[:, i] for i, log in enumerate(self.param_log)]
+        return (torch.stack(columns, 1) - self.param_mean) / self.param_std if columns else params
+
+    def features(self, dt: Float[Tensor, " batch"], params: Float[Tensor, "batch parameter"]) -> Float[Tensor, "batch parameters_and_dt"]:
+        """What the conditioner reads: log(dt / dt_train) and the standardised parameters."""
+        return torch.cat([(dt.log() - self.log_dt)[:, None], self.params(params)], dim=1)
+
+
+class Emulator(nn.Module):
+    """Advances physical fields by one time step. Persistence, FNO, U-Net and the simulator all are emulators.
+
+    Args:
+        tasks: what is known of each task it serves.
+    """
+
+    name = "emulator"
+
+    def __init__(self, tasks: Mapping[str, TaskSpec]) -> None:
+        super().__init__()
+        self.tasks = dict(tasks)
+        self.normalizers = nn.ModuleDict({task: Normalizer(spec) for task, spec in tasks.items()})
+        self.context = max(spec.context for spec in tasks.values())
+
+    def step(
+        self, context: Float[Tensor, "batch context channel *grid"], *, task: str, dt: Float[Tensor, " batch"], params: Float[Tensor, "batch parameter"]
+    ) -> Float[Tensor, "batch channel *grid"]:
+        """The fields `dt` after the last context frame, in physical units."""
+        raise NotImplementedError
+
+    def rollout(
+        self,
+        context: Float[Tensor, "batch context channel *grid"],
+        steps: int,
+        *,
+        task: str,
+        dt: Float[Tensor, " batch"],
+        params: Float[Tensor, "batch parameter"],
+        mode: str = "physical",
+    ) -> Float[Tensor, "batch steps channel *grid"]:
+        """Autoregressive roll-out in physical units; it sees the context frames alone.
+
+        Args:
+            mode: `latent` stays in latent space between steps where there is one, `physical` decodes and encodes at each.
+        """
+        self.check(context, task)
+        frames = []
+        for _ in range(steps):
+            frame = self.step(context, task=task, dt=dt, params=params)
+            frames.append(frame)
+            context = torch.cat([context[:, 1:], frame[:, None]], dim=1)
+        return torch.stack(frames, dim=1)
+
+    def reconstruct(self, u: Float[Tensor, "batch channel *grid"], *, task: str) -> Float[Tensor, "batch channel *grid"]:
+        """What the codec makes of a field; the field itself where there is no codec."""
+        return u
+
+    def check(self, context: Tensor, task: str) -> None:
+        """Refuses fields that the model was not trained for, naming both shapes."""
+        if task not in self.tasks:
+            raise UpsError(f"this model knows the tasks {', '.join(self.tasks)}, not '{task}'")
+        spec = self.tasks[task]
+        expected = (spec.context, len(spec.fields), *spec.lattice)
+        if tuple(context.shape[1:]) != expected:
+            raise UpsError(
+                f"{task}: the initial frames have shape {tuple(context.shape)}, but the model was trained on (batch, context, field, *grid) = "
+                f"(any, {', '.join(map(str, expected))}); subsample the input or train at its resolution (data.resolution)"
+            )

@@ -1,0 +1,182 @@
+"""The latent operator: fields on the codec's lattice -> hidden tokens -> the learned rest of a step on the lattice.
+
+A full-resolution convolutional stem reads the field, a strided kernel gathers it into tokens, transformer blocks mix
+them, a transposed kernel spreads them out again, and a convolutional head (which also sees the stem) writes the rest:
+face fluxes, sources or increments, as the equation's description says (see `simulator.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ups.models.layers import CONV, Block, BoundaryConv, Conditioner, Film
+
+TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+class Patches(nn.Module):
+    """Gathers patches of a field into coarser cells and spreads them out again, with separate kernels.
+
+    Args:
+        patch: cells per token and axis.
+    """
+
+    def __init__(self, axes: int, channels: int, token_dim: int, patch: int) -> None:
+        super().__init__()
+        self.axes, self.patch = axes, patch
+        shape = (token_dim, channels, *[patch] * axes)
+        self.gather_weight = nn.Parameter(torch.randn(shape) / math.sqrt(channels * patch**axes))
+        self.spread_weight = nn.Parameter(torch.randn(shape) / math.sqrt(token_dim))
+
+    def gather(self, u: Float[Tensor, "batch channel *grid"]) -> Float[Tensor, "batch token_dim *tokens"]:
+        return CONV[self.axes](u, self.gather_weight, stride=self.patch)
+
+    def spread(self, x: Float[Tensor, "batch token_dim *tokens"]) -> Float[Tensor, "batch channel *grid"]:
+        return TRANSPOSED[self.axes](x, self.spread_weight, stride=self.patch)
+
+
+class Level(nn.Module):
+    """Blocks at one token resolution; every second block shifts its windows."""
+
+    def __init__(self, blocks: Sequence[Block], use_checkpoint: bool) -> None:
+        super().__init__()
+        self.blocks, self.use_checkpoint = nn.ModuleList(blocks), use_checkpoint
+
+    def forward(self, x: Tensor, condition: Tensor, periodic: Sequence[bool]) -> Tensor:
+        """`x` is (batch, channel, *tokens)."""
+        x = x.movedim(1, -1)
+        for block in self.blocks:
+            if self.use_checkpoint and torch.is_grad_enabled():
+                x = checkpoint(block, x, condition, periodic, use_reentrant=False)
+            else:
+                x = block(x, condition, periodic)
+        return x.movedim(-1, 1)
+
+
+class Stack(nn.Module):
+    """`pdet_stack`: a plain transformer, all blocks at one resolution."""
+
+    factor = 1
+
+    def __init__(self, dim: int, depths: Sequence[int], level: LevelFactory) -> None:
+        super().__init__()
+        self.level = level(dim, sum(depths))
+
+    def forward(self, x: Tensor, condition: Tensor, periodic: Sequence[bool]) -> Tensor:
+        return self.level(x, condition, periodic)
+
+
+class UNet(nn.Module):
+    """`pdet_unet`: token levels of halving resolution and growing width, with skip connections on the way up.
+
+    `depths[i]` blocks at level i; all levels but the last run twice, going down and coming up.
+    """
+
+    def __init__(self, dim: int, depths: Sequence[int], level: LevelFactory, axes: int) -> None:
+        super().__init__()
+        self.factor = 2 ** (len(depths) - 1)
+        widths = [dim * 2**i for i in range(len(depths))]
+        self.down = nn.ModuleList([level(width, depth) for width, depth in zip(widths, depths, strict=True)])
+        self.up = nn.ModuleList([level(width, depth) for width, depth in zip(widths[:-1], depths[:-1], strict=True)])
+        self.resize = nn.ModuleList([Patches(axes, fine, coarse, 2) for fine, coarse in zip(widths[:-1], widths[1:], strict=True)])
+
+    def forward(self, x: Tensor, condition: Tensor, periodic: Sequence[bool]) -> Tensor:
+        skips = []
+        for down, resize in zip(self.down, self.resize, strict=False):
+            x = down(x, condition, periodic)
+            skips.append(x)
+            x = resize.gather(x)
+        x = self.down[-1](x, condition, periodic)
+        for up, resize, skip in zip(reversed(self.up), reversed(self.resize), reversed(skips), strict=True):
+            x = up(skip + resize.spread(x), condition, periodic)
+        return x
+
+
+class LevelFactory:
+    """Makes the levels of one operator: everything but width and depth is shared."""
+
+    def __init__(
+        self, *, axes: int, head_dim: int, condition_dim: int, window: int | None, mlp_ratio: float, qk_norm: bool, drop_path: float, use_checkpoint: bool
+    ) -> None:
+        self.axes, self.head_dim, self.condition_dim, self.window = axes, head_dim, condition_dim, window
+        self.mlp_ratio, self.qk_norm, self.drop_path, self.use_checkpoint = mlp_ratio, qk_norm, drop_path, use_checkpoint
+
+    def __call__(self, dim: int, depth: int) -> Level:
+        blocks = [
+            Block(
+                dim, dim // self.head_dim, self.condition_dim, self.axes, window=self.window, shift=index % 2 == 1,
+                mlp_ratio=self.mlp_ratio, qk_norm=self.qk_norm, drop_path=self.drop_path,
+            )
+            for index in range(depth)
+        ]  # fmt: skip
+        return Level(blocks, self.use_checkpoint)
+
+
+class LatentOperator(nn.Module):
+    """The learned part of a step, G: normalised fields, dt and parameters -> the raw rest on the lattice.
+
+    Args:
+        axes: dimensions of the lattice, 1 to 3.
+        channels: per task, (channels read, channels written): context * fields in, fluxes and sources out.
+        parameters: per task, the number of physical parameters.
+        patch: lattice cells per token and axis.
+        architecture: `pdet_stack` or `pdet_unet`.
+        hidden_dim: token width (of the finest level); `heads` must divide it.
+        depths: blocks per level; `pdet_stack` runs their sum.
+        window: tokens per attention window and axis; None attends globally.
+        stem_width: channels of the full-resolution stem and head.
+    """
+
+    def __init__(
+        self,
+        axes: int,
+        channels: Mapping[str, tuple[int, int]],
+        parameters: Mapping[str, int],
+        *,
+        patch: int,
+        architecture: str = "pdet_stack",
+        hidden_dim: int = 64,
+        depths: Sequence[int] = (3,),
+        heads: int = 4,
+        window: int | None = None,
+        mlp_ratio: float = 2.0,
+        qk_norm: bool = True,
+        drop_path: float = 0.0,
+        stem_width: int = 32,
+        use_activation_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        kernel = 7 if axes == 1 else 5
+        self.conditioner = Conditioner(dict(parameters), hidden_dim)
+        self.inlets = nn.ModuleDict({task: BoundaryConv(axes, read, stem_width, kernel) for task, (read, _) in channels.items()})
+        self.stem = BoundaryConv(axes, stem_width, stem_width, kernel - 2)
+        self.film_stem, self.film_head = Film(hidden_dim, stem_width), Film(hidden_dim, stem_width)
+        self.patches = Patches(axes, stem_width, hidden_dim, patch)
+        level = LevelFactory(
+            axes=axes, head_dim=hidden_dim // heads, condition_dim=hidden_dim, window=window, mlp_ratio=mlp_ratio,
+            qk_norm=qk_norm, drop_path=drop_path, use_checkpoint=use_activation_checkpoint,
+        )  # fmt: skip
+        self.trunk = Stack(hidden_dim, depths, level) if architecture == "pdet_stack" else UNet(hidden_dim, depths, level, axes)
+        self.head = BoundaryConv(axes, stem_width, stem_width, kernel - 2)
+        self.outlets = nn.ModuleDict({task: BoundaryConv(axes, stem_width, write, kernel - 2, gain=0.0) for task, (_, write) in channels.items()})
+        for end in (*self.inlets.values(), *self.outlets.values()):
+            end.weight.no_muon = True  # a few physical channels are no matrix to orthogonalise
+
+    def forward(
+        self, u: Float[Tensor, "batch channel *grid"], features: Float[Tensor, "batch parameters_and_dt"], task: str, periodic: Sequence[bool]
+    ) -> Float[Tensor, "batch rest *grid"]:
+        condition = self.conditioner(task, features)
+        fine = F.gelu(self.inlets[task](u, periodic))
+        fine = fine + F.gelu(self.film_stem(self.stem(fine, periodic), condition))
+        tokens = self.trunk(self.patches.gather(fine), condition, periodic)
+        fine = fine + self.patches.spread(tokens)
+        fine = fine + F.gelu(self.film_head(self.head(fine, periodic), condition))
+        rest: Tensor = self.outlets[task](fine, periodic)
+        return rest

@@ -1,0 +1,156 @@
+"""The simulator: codec, linear base and latent operator composed into one step, rolled out in latent or physical space.
+
+The step itself is that of `step.py`, between decoder and encoder: z_{t+dt} = E(B D z_t + rest(D z_t)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ups.errors import UpsError
+from ups.models.codec import Codec
+from ups.models.emulator import Normalizer, TaskSpec
+from ups.models.operator import LatentOperator
+from ups.models.step import StepEmulator
+
+@dataclass(frozen=True)
+class Architecture:
+    """Plain sizes of a simulator; the keyword arguments of `LatentOperator` and `Codec`."""
+
+    latent_dim: int = 64
+    patch: int = 8
+    base: str = "linear"
+    architecture: str = "pdet_stack"
+    hidden_dim: int = 64
+    depths: tuple[int, ...] = (3,)
+    heads: int = 4
+    window: int | None = None
+    mlp_ratio: float = 2.0
+    qk_norm: bool = True
+    drop_path: float = 0.0
+    stem_width: int = 32
+    use_activation_checkpoint: bool = False
+
+
+class Simulator(StepEmulator):
+    """The latent simulator of one or more tasks of the same number of dimensions.
+
+    Args:
+        tasks: what is known of each task.
+        architecture: sizes; `patch` must divide every lattice, and so must the trunk's own halving.
+    """
+
+    name = "ups"
+
+    def __init__(self, tasks: Mapping[str, TaskSpec], architecture: Architecture) -> None:
+        super().__init__(tasks, base=architecture.base)
+        self.architecture = architecture
+        dims = {spec.axes for spec in tasks.values()}
+        if len(dims) > 1:
+            raise UpsError(f"one model serves tasks of one dimension, not {', '.join(f'{t} ({s.axes}D)' for t, s in tasks.items())}; train them apart")
+        self.codecs = nn.ModuleDict(
+            {task: Codec(len(spec.fields), architecture.latent_dim, architecture.patch, spec.periodic) for task, spec in tasks.items()}
+        )
+        a = architecture
+        self.operator = LatentOperator(
+            dims.pop(),
+            {task: (spec.context * len(spec.fields), self.physics[task].rest.width) for task, spec in tasks.items()},
+            {task: len(spec.param_names) for task, spec in tasks.items()},
+            patch=a.patch, architecture=a.architecture, hidden_dim=a.hidden_dim, depths=a.depths, heads=a.heads, window=a.window,
+            mlp_ratio=a.mlp_ratio, qk_norm=a.qk_norm, drop_path=a.drop_path, stem_width=a.stem_width,
+            use_activation_checkpoint=a.use_activation_checkpoint,
+        )  # fmt: skip
+        unit = a.patch * self.operator.trunk.factor * (a.window or 1)
+        for task, spec in tasks.items():
+            if any(size % unit for size in spec.lattice):
+                raise UpsError(
+                    f"{task}: a grid of {' x '.join(map(str, spec.lattice))} cannot be cut into tokens: each axis must be a multiple of {unit} "
+                    f"(latent.patch {a.patch} x U-Net halvings {self.operator.trunk.factor} x operator.pdet.window {a.window or 1})"
+                )
+
+    # --- codec -------------------------------------------------------------------------------------------------------
+
+    def encode(self, u: Float[Tensor, "batch context channel *grid"], *, task: str) -> Float[Tensor, "batch context latent *tokens"]:
+        """Physical frames to latent tokens, frame by frame."""
+        u_hat = self.normalizers[task](u)
+        z: Tensor = self.codecs[task].encode(u_hat.flatten(0, 1))
+        return z.unflatten(0, u.shape[:2])
+
+    def decode(self, z: Float[Tensor, "batch time latent *tokens"], *, task: str) -> Float[Tensor, "batch time channel *grid"]:
+        """Latent tokens to physical frames on the lattice."""
+        u_hat = self.codecs[task].decode(z.flatten(0, 1))
+        frames: Tensor = self.normalizers[task].inverse(u_hat)
+        return frames.unflatten(0, z.shape[:2])
+
+    def decode_at(
+        self, z: Float[Tensor, "batch time latent *tokens"], points: Float[Tensor, "point axis"], *, task: str
+    ) -> Float[Tensor, "batch time channel point"]:
+        """Latent tokens to physical values at any points, given in physical coordinates."""
+        spec = self.tasks[task]
+        origin, spacing = (torch.tensor(values, dtype=torch.float64, device=points.device) for values in (spec.origin, spec.spacing))
+        u_hat = self.codecs[task].decode_at(z.flatten(0, 1), (points.double() - origin) / spacing)
+        shape = (-1, 1)
+        normalizer: Normalizer = self.normalizers[task]
+        values = u_hat * normalizer.std.reshape(shape) + normalizer.mean.reshape(shape)
+        return values.unflatten(0, z.shape[:2])
+
+    def reconstruct(self, u: Float[Tensor, "batch channel *grid"], *, task: str) -> Float[Tensor, "batch channel *grid"]:
+        return self.decode(self.encode(u[:, None], task=task), task=task)[:, 0]
+
+    # --- step --------------------------------------------------------------------------------------------------------
+
+    def advance(
+        self, z: Float[Tensor, "batch context latent *tokens"], *, task: str, dt: Float[Tensor, " batch"], params: Float[Tensor, "batch parameter"]
+    ) -> Float[Tensor, "batch latent *tokens"]:
+        """G: the latents `dt` after the last of `z`."""
+        u_hat = self.codecs[task].decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        z_next: Tensor = self.codecs[task].encode(self.advance_normalized(u_hat, task=task, dt=dt, params=params))
+        return z_next
+
+    def rest(self, u_hat: Float[Tensor, "batch channel *grid"], features: Float[Tensor, "batch feature"], task: str) -> Tensor:
+        raw: Tensor = self.operator(u_hat, features, task, self.tasks[task].periodic)
+        return raw
+
+    def step(
+        self, context: Float[Tensor, "batch context channel *grid"], *, task: str, dt: Float[Tensor, " batch"], params: Float[Tensor, "batch parameter"]
+    ) -> Float[Tensor, "batch channel *grid"]:
+        z = self.advance(self.encode(context, task=task), task=task, dt=dt, params=params)
+        return self.decode(z[:, None], task=task)[:, 0]
+
+    def rollout_latent(
+        self, context: Tensor, steps: int, *, task: str, dt: Tensor, params: Tensor, mode: str = "latent"
+    ) -> Float[Tensor, "batch steps latent *tokens"]:
+        """Latents of `steps` steps after the context frames; `physical` mode decodes and encodes again after every step."""
+        self.check(context, task)
+        z, latents = self.encode(context, task=task), []
+        for _ in range(steps):
+            z_next = self.advance(z, task=task, dt=dt, params=params)[:, None]
+            latents.append(z_next)
+            if mode == "physical":
+                z_next = self.encode(self.decode(z_next, task=task), task=task)
+            z = torch.cat([z[:, 1:], z_next], dim=1)
+        return torch.cat(latents, dim=1)
+
+    def rollout(
+        self,
+        context: Float[Tensor, "batch context channel *grid"],
+        steps: int,
+        *,
+        task: str,
+        dt: Float[Tensor, " batch"],
+        params: Float[Tensor, "batch parameter"],
+        mode: str = "latent",
+    ) -> Float[Tensor, "batch steps channel *grid"]:
+        return self.decode(self.rollout_latent(context, steps, task=task, dt=dt, params=params, mode=mode), task=task)
+
+    @torch.no_grad()
+    def fit(self, task: str, pairs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """As `StepEmulator.fit`; a lossy codec starts at the principal components of the first frames."""
+        pairs = list(pairs)
+        super().fit(task, pairs)
+        self.codecs[task].fit(self.normalizers[task](torch.cat([before for before, _, _ in pairs])[:4096]))

@@ -1,0 +1,153 @@
+"""A step in the form the physics has: a linear base plus a learned rest, read as fluxes, sources or increments.
+
+    u_{t+dt} = B u_t + rest,      rest_i = sum_axes (F_{i-1/2} - F_{i+1/2}) [+ S_i]      or      rest_i = dU_i,
+
+with the linear propagator B, and fluxes F, sources S or increments dU written by a network. A flux leaves the integral of
+a conserved field unchanged at any weights, trained or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ups.models.emulator import Emulator, TaskSpec
+from ups.models.propagator import LinearPropagator, ModeTransform
+
+REST_PER_FIELD = {"flux": (1, 0), "flux_source": (1, 1), "increment": (0, 1)}  # form -> (fluxes per axis, sources)
+
+
+class Rest(nn.Module):
+    """Reads the operator's raw output as fluxes, sources or increments, scaled to what the base leaves over.
+
+    Args:
+        channels: number of fields.
+        form: `flux`, `flux_source` or `increment`.
+        periodic: per axis; the flux through a wall is zero.
+    """
+
+    flux_scale: Tensor
+    source_scale: Tensor
+
+    def __init__(self, channels: int, form: str, periodic: Sequence[bool]) -> None:
+        super().__init__()
+        self.channels, self.periodic, self.axes = channels, tuple(periodic), len(periodic)
+        fluxes, sources = REST_PER_FIELD[form]
+        self.fluxes, self.sources = fluxes * self.axes * channels, sources * channels
+        ones = torch.ones(channels, *[1] * self.axes)
+        self.register_buffer("flux_scale", ones.clone())
+        self.register_buffer("source_scale", ones.clone())
+
+    @property
+    def width(self) -> int:
+        """Channels the operator has to write."""
+        return self.fluxes + self.sources
+
+    def forward(self, raw: Float[Tensor, "batch width *grid"]) -> Float[Tensor, "batch channel *grid"]:
+        out = raw[:, self.fluxes :] * self.source_scale if self.sources else None
+        for axis in range(self.axes if self.fluxes else 0):
+            flux = raw[:, axis * self.channels : (axis + 1) * self.channels] * self.flux_scale
+            change = self._difference(flux, 2 + axis, self.periodic[axis])
+            out = change if out is None else out + change
+        assert out is not None
+        return out
+
+    @staticmethod
+    def _difference(flux: Tensor, axis: int, periodic: bool) -> Tensor:
+        """F_{i-1/2} - F_{i+1/2}, where entry i holds the flux through the lower face of cell i."""
+        if periodic:
+            return flux - flux.roll(-1, axis)
+        inner = flux.narrow(axis, 1, flux.shape[axis] - 1)  # faces between cells; none passes through the walls
+        wall = torch.zeros_like(flux.narrow(axis, 0, 1))
+        return torch.cat([wall, inner], axis) - torch.cat([inner, wall], axis)
+
+    @torch.no_grad()
+    def fit(self, left_over: Float[Tensor, "sample channel *grid"]) -> None:
+        """Scales the output so that a raw output of unit size makes changes of the size of `left_over` (u_{t+dt} - base).
+
+        The flux needed for a change r is the gradient of a potential, |F_k| = |r_k| / |D_k| per Fourier mode, with D the
+        difference operator; its root mean square over samples is the scale.
+        """
+        sources = left_over.square().mean(dim=[0, *range(2, left_over.ndim)]).sqrt()
+        transform = ModeTransform(left_over.shape[2:], [True] * self.axes)
+        spectrum = transform(left_over).abs().square()
+        symbol = torch.zeros(transform.mode_shape)
+        for axis, size in enumerate(transform.shape):
+            frequency = torch.fft.rfftfreq(size) if axis == self.axes - 1 else torch.fft.fftfreq(size)
+            symbol = symbol + (2 * torch.sin(torch.pi * frequency)).square().reshape([-1 if other == axis else 1 for other in range(self.axes)])
+        needed = torch.where(symbol > 0, spectrum / symbol.clamp_min(1e-12), torch.zeros(()))
+        half = torch.full((transform.mode_shape[-1],), 2.0)
+        half[0] = 1.0
+        if transform.shape[-1] % 2 == 0:
+            half[-1] = 1.0
+        cells = left_over[0, 0].numel()
+        fluxes = ((needed * half).flatten(2).sum(-1) / cells).mean(0).sqrt()
+        tiny = torch.finfo(torch.float32).tiny
+        self.source_scale.copy_(sources.clamp_min(tiny).reshape(self.source_scale.shape))
+        self.flux_scale.copy_(fluxes.clamp_min(tiny).reshape(self.flux_scale.shape))
+
+
+class Physics(nn.Module):
+    """What a step knows without learning: the linear base and the form of the rest, for one task."""
+
+    def __init__(self, spec: TaskSpec, base: str, form: str) -> None:
+        super().__init__()
+        channels = len(spec.fields)
+        self.base = (
+            LinearPropagator(spec.lattice, spec.periodic, channels, len(spec.param_names), spec.conserved, powers=2 if spec.varies else 0)
+            if base == "linear"
+            else None
+        )
+        self.rest = Rest(channels, form, spec.periodic)
+
+    def advance_base(self, u_hat: Tensor, params: Tensor) -> Tensor:
+        return u_hat if self.base is None else self.base(u_hat, params)
+
+
+class StepEmulator(Emulator):
+    """An emulator whose step is base plus rest; subclasses say where the rest comes from.
+
+    Args:
+        base: `linear` (fitted propagator) or `persistence`.
+        form: how the rest is read; None takes each equation's own.
+    """
+
+    def __init__(self, tasks: Mapping[str, TaskSpec], *, base: str, form: str | None = None) -> None:
+        super().__init__(tasks)
+        self.physics = nn.ModuleDict({task: Physics(spec, base, form or spec.form) for task, spec in tasks.items()})
+
+    def rest(self, u_hat: Float[Tensor, "batch channel *grid"], features: Float[Tensor, "batch feature"], task: str) -> Tensor | None:
+        """The raw rest (batch, width, *grid) from normalised context frames (stacked as channels); None for no rest."""
+        raise NotImplementedError
+
+    def advance_normalized(
+        self, u_hat: Float[Tensor, "batch context channel *grid"], *, task: str, dt: Float[Tensor, " batch"], params: Float[Tensor, "batch parameter"]
+    ) -> Float[Tensor, "batch channel *grid"]:
+        """One step on the lattice, in normalised fields."""
+        physics, normalizer = self.physics[task], self.normalizers[task]
+        base: Tensor = physics.advance_base(u_hat[:, -1], normalizer.params(params))
+        raw = self.rest(u_hat.flatten(1, 2), normalizer.features(dt, params), task)
+        return base if raw is None else base + physics.rest(raw)
+
+    def step(
+        self, context: Float[Tensor, "batch context channel *grid"], *, task: str, dt: Float[Tensor, " batch"], params: Float[Tensor, "batch parameter"]
+    ) -> Float[Tensor, "batch channel *grid"]:
+        normalizer = self.normalizers[task]
+        frame: Tensor = normalizer.inverse(self.advance_normalized(normalizer(context), task=task, dt=dt, params=params))
+        return frame
+
+    @torch.no_grad()
+    def fit(self, task: str, pairs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Fits what has a closed form to training frames: the linear base and the scale of the rest.
+
+        Args:
+            pairs: batches of (u_t, u_{t+dt}, params) in physical units: (batch, channel, *grid) twice, (batch, parameter).
+        """
+        physics, normalizer = self.physics[task], self.normalizers[task]
+        hats = [(normalizer(before), normalizer(after), normalizer.params(params)) for before, after, params in pairs]
+        if physics.base is not None:
+            physics.base.fit(hats)
+        physics.rest.fit(torch.cat([after - physics.advance_base(before, params) for before, after, params in hats]))

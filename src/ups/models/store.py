@@ -1,0 +1,79 @@
+"""A trained model on disk: `weights.safetensors` beside `config.json`. Nothing in it is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ups.errors import CheckpointError
+from ups.models.baselines import make_baseline
+from ups.models.emulator import Emulator, TaskSpec
+from ups.models.simulator import Architecture, Simulator
+
+FORMAT = 1
+WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+Plain = TypeVar("Plain", TaskSpec, Architecture)
+
+
+def save_model(emulator: Emulator, folder: Path) -> None:
+    """Writes an emulator into `folder`, made if missing; each file appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config: dict[str, Any] = {"format": FORMAT, "kind": emulator.name, "tasks": {task: asdict(spec) for task, spec in emulator.tasks.items()}}
+    if isinstance(emulator, Simulator):
+        config["architecture"] = asdict(emulator.architecture)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in emulator.state_dict().items()}
+    part = folder / (WEIGHTS + ".part")
+    save_file(tensors, part)
+    os.replace(part, folder / WEIGHTS)
+    part = folder / (CONFIG + ".part")
+    part.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(part, folder / CONFIG)
+
+
+def load_model(folder: Path, device: torch.device | None = None) -> Emulator:
+    """Reads an emulator that `save_model` wrote, in evaluation mode.
+
+    Raises:
+        CheckpointError: the folder holds no model, or one that is damaged or of another format.
+    """
+    config_path, weights_path = folder / CONFIG, folder / WEIGHTS
+    for path in (config_path, weights_path):
+        if not path.is_file():
+            raise CheckpointError(f"{folder} holds no trained model: {path.name} is missing; train one with 'ups run', or name a run's folder")
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+        tensors = load_file(weights_path)
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise CheckpointError(f"the model in {folder} is damaged ({error}); copy it again, or train it again with 'ups run'") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise CheckpointError(f"{config_path} is not of model format {FORMAT}; it was written by another version of ups")
+    try:
+        emulator = make_emulator(config)
+        emulator.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{config_path} and {WEIGHTS} do not belong together: {error}") from error
+    return emulator.to(device or torch.device("cpu")).eval()
+
+
+def make_emulator(config: Mapping[str, Any]) -> Emulator:
+    """The untrained emulator that a model's `config.json` describes."""
+    tasks = {task: from_json(TaskSpec, spec) for task, spec in config["tasks"].items()}
+    if config["kind"] == Simulator.name:
+        return Simulator(tasks, from_json(Architecture, config["architecture"]))
+    return make_baseline(config["kind"], tasks)
+
+
+def from_json(kind: type[Plain], values: Mapping[str, Any]) -> Plain:
+    """A plain dataclass from its JSON form: lists become tuples, unknown and missing keys are errors."""
+    unknown = set(values) - {field.name for field in fields(kind)}
+    if unknown:
+        raise TypeError(f"unknown keys {', '.join(sorted(unknown))}")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

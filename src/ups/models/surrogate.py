@@ -1,0 +1,136 @@
+"""The trained simulator as its users hold it: arrays in, arrays out, physical units, parameters by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ups.errors import UpsError, UsageError
+from ups.models.emulator import Emulator, TaskSpec
+from ups.models.simulator import Simulator
+from ups.models.store import load_model
+
+Array = Tensor | NDArray[np.generic] | Sequence[Any]
+
+
+class Surrogate:
+    """A trained model behind the interface users call; made by `ups.load`.
+
+    Args:
+        emulator: the model.
+        device: where it computes; results come back on it.
+    """
+
+    def __init__(self, emulator: Emulator, device: torch.device) -> None:
+        self.emulator, self.device = emulator.to(device).eval(), device
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks the model was trained on."""
+        return tuple(self.emulator.tasks)
+
+    def spec(self, task: str | None = None) -> TaskSpec:
+        """Fields, grid, time step and parameters of a task; the only one where the model has one."""
+        if task is None and len(self.tasks) > 1:
+            raise UsageError(f"this model serves {', '.join(self.tasks)}: say which with task=...")
+        name = task or self.tasks[0]
+        if name not in self.emulator.tasks:
+            raise UsageError(f"this model serves {', '.join(self.tasks)}, not '{name}'")
+        return self.emulator.tasks[name]
+
+    @torch.no_grad()
+    def rollout(
+        self,
+        u0: Array,
+        steps: int,
+        params: Mapping[str, float | Sequence[float]] | None = None,
+        *,
+        task: str | None = None,
+        points: Array | None = None,
+        members: int | None = None,
+        mode: str = "latent",
+    ) -> Float[Tensor, "batch steps channel *where"]:
+        """Rolls the model out from initial fields, in physical units.
+
+        Args:
+            u0: (batch, channel, *grid), or (batch, context, channel, *grid) for a model of more than one context frame.
+            steps: frames to predict, each `spec().dt` after the last.
+            params: PDE parameters by name, one number for all samples or one per sample; those left out take the train mean.
+            points: (point, axis) physical coordinates to decode at instead of the grid.
+            members: not available: an ensemble needs the residual diffusion stage, which does not exist yet.
+
+        Returns:
+            (batch, steps, channel, *grid), or (batch, steps, channel, point) with `points`.
+
+        Raises:
+            UpsError: shapes, parameters or points do not fit the model; the message says which and what would.
+        """
+        if members is not None:
+            raise UpsError("members: this model is deterministic; ensembles need a residual diffusion stage, which ups does not have yet")
+        if steps < 1:
+            raise UsageError(f"steps is {steps}; it must be at least 1")
+        if mode not in ("latent", "physical"):
+            raise UsageError(f"mode is '{mode}'; it must be latent or physical")
+        spec = self.spec(task)
+        context = self._tensor(u0)
+        if context.ndim == spec.axes + 2:
+            context = context[:, None]
+        self.emulator.check(context, spec.name)
+        if not bool(torch.isfinite(context).all()):
+            raise UpsError("u0 holds NaN or infinite values; a roll-out from them would hold nothing else")
+        batch = len(context)
+        dt = torch.full((batch,), spec.dt, device=self.device)
+        arguments = {"task": spec.name, "dt": dt, "params": self._params(spec, params or {}, batch), "mode": mode}
+        if points is None:
+            return self.emulator.rollout(context, steps, **arguments)
+        if not isinstance(self.emulator, Simulator):
+            raise UpsError(f"points: the baseline '{self.emulator.name}' predicts on its grid alone; only the simulator decodes anywhere")
+        where = self._points(spec, points)
+        return self.emulator.decode_at(self.emulator.rollout_latent(context, steps, **arguments), where, task=spec.name)
+
+    def _tensor(self, values: Array | float) -> Tensor:
+        return torch.as_tensor(values if isinstance(values, Tensor) else np.asarray(values), dtype=torch.float32, device=self.device)
+
+    def _params(self, spec: TaskSpec, given: Mapping[str, float | Sequence[float]], batch: int) -> Tensor:
+        unknown = set(given) - set(spec.param_names)
+        if unknown:
+            raise UsageError(f"params: {spec.name} has {', '.join(spec.param_names) or 'no parameters'}, not {', '.join(sorted(unknown))}")
+        columns = []
+        for name, log, mean in zip(spec.param_names, spec.param_log, spec.param_mean, strict=True):
+            value = self._tensor(given.get(name, float(np.exp(mean)) if log else mean))
+            if value.numel() not in (1, batch):
+                raise UsageError(f"params: {name} has {value.numel()} values for {batch} samples; give one, or one per sample")
+            if log and not bool((value > 0).all()):
+                raise UsageError(f"params: {name} must be positive")
+            columns.append(value.expand(batch) if value.numel() == 1 else value)
+        return torch.stack(columns, 1) if columns else torch.zeros(batch, 0, device=self.device)
+
+    def _points(self, spec: TaskSpec, points: Array) -> Tensor:
+        where = torch.as_tensor(points if isinstance(points, Tensor) else np.asarray(points), dtype=torch.float64, device=self.device)
+        if where.ndim == 1 and spec.axes == 1:
+            where = where[:, None]
+        if where.ndim != 2 or where.shape[1] != spec.axes:
+            raise UpsError(f"points has shape {tuple(where.shape)}; {spec.name} needs (points, {spec.axes}) coordinates")
+        for axis, (start, step, size) in enumerate(zip(spec.origin, spec.spacing, spec.lattice, strict=True)):
+            low, high = start - 0.5 * step, start + (size - 0.5) * step
+            column = where[:, axis]
+            if not bool(((column >= low - 1e-9) & (column <= high + 1e-9)).all()):
+                raise UpsError(f"points: coordinate {axis} reaches from {column.min():g} to {column.max():g}; the domain is {low:g} to {high:g}")
+        return where
+
+
+def load(folder: str | Path, device: torch.device | str | None = None) -> Surrogate:
+    """Reads a trained model from a run's folder, or from any folder with `model/`.
+
+    Raises:
+        CheckpointError: there is no model, or it is damaged.
+    """
+    chosen = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Surrogate(load_model(Path(folder) / "model", chosen), chosen)

@@ -1,0 +1,59 @@
+"""The walk over the output times that all time-stepping solvers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Progress = Callable[[float], None]
+Plan = Callable[[Tensor, Tensor, float], Tensor]
+Advance = Callable[[Tensor, Tensor, float, tuple[int, ...]], Tensor]
+
+_CHUNK_VALUES = 1 << 16  # values of a field advanced together: they stay in a processor's cache
+
+
+def march(
+    u0: Float[Tensor, "batch channel *grid"],
+    params: Float[Tensor, "batch parameter"],
+    times: Float[Tensor, " time"],
+    plan: Plan,
+    advance: Advance,
+    progress: Progress,
+) -> Float[Tensor, "batch time channel *grid"]:
+    """Advance a batch from output time to output time, each sample with the steps it needs itself.
+
+    Args:
+        u0: fields at ``times[0]``.
+        params: parameters of each sample.
+        times: increasing output times.
+        plan: (fields, parameters, interval) -> (batch, choice) integers. Samples with the same row advance together, so
+            what a sample becomes does not depend on its neighbours.
+        advance: (fields, parameters, interval, row) -> fields after the interval.
+        progress: called with the share of the time done, from 0 to 1.
+    """
+    frames = u0.new_empty((u0.shape[0], len(times), *u0.shape[1:]))
+    frames[:, 0] = u0
+    stamps = times.tolist()
+    u = u0.clone()
+    for frame, (start, stop) in enumerate(zip(stamps[:-1], stamps[1:], strict=True), start=1):
+        choices: Int[Tensor, "batch choice"] = plan(u, params, stop - start)
+        for choice in torch.unique(choices, dim=0):
+            members = (choices == choice).all(dim=1).nonzero().squeeze(1)
+            for rows in members.split(max(1, _CHUNK_VALUES // u[0].numel())):
+                u[rows] = advance(u[rows], params[rows], stop - start, tuple(choice.tolist()))
+        frames[:, frame] = u
+        progress((stop - stamps[0]) / (stamps[-1] - stamps[0]))
+    return frames
+
+
+def steps_for(interval: float, longest: Float[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    """Number of equal steps, each at most ``longest``, rounded up to a power of two so that samples fall into few groups."""
+    return torch.exp2(torch.ceil(torch.log2((interval / longest).clamp(min=1.0)))).long()
+
+
+def common_rows(params: Float[Tensor, "batch parameter"]) -> Float[Tensor, "rows parameter"]:
+    """One row where all samples share their parameters (the usual case), else all: spares repeating equal tables."""
+    return params[:1] if bool((params == params[:1]).all()) else params

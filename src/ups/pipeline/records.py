@@ -1,0 +1,78 @@
+"""What a run has already done: one record per step, keyed by the hash of everything the step depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ups.errors import UpsError
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 of the canonical JSON of `parts`."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that `path` appears whole or not at all.
+
+    Raises:
+        UpsError: the folder cannot be written, or the disk is full.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=2, sort_keys=True)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise UpsError(f"{path} cannot be written: {error.strerror}; free space or choose another runs_dir") from error
+
+
+class StepRecords:
+    """The steps a run has finished, kept in `steps.json`.
+
+    A step is done when its record holds the key it would have now; a record with another key is stale, and so is every
+    step whose key is made from it.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / "steps.json"
+        self.records: dict[str, dict[str, Any]] = {}
+        if self.path.is_file():
+            try:
+                self.records = json.loads(self.path.read_text(encoding="utf-8"))
+            except json.JSONDecodeError as error:
+                raise UpsError(f"{self.path} is damaged ({error}); delete it to run every step again") from error
+
+    def done(self, step: str, key: str) -> bool:
+        """Whether `step` was finished from exactly what it would start from now."""
+        return self.records.get(step, {}).get("key") == key
+
+    def key(self, step: str) -> str | None:
+        """What `step` was last finished from; None if it never was."""
+        key = self.records.get(step, {}).get("key")
+        return None if key is None else str(key)
+
+    def note(self, step: str, name: str, otherwise: Any) -> Any:
+        """A value that `finish` noted; `otherwise` where the step was not done or noted nothing of that name."""
+        return self.records.get(step, {}).get(name, otherwise)
+
+    def finish(self, step: str, key: str, seconds: float, **notes: Any) -> None:
+        """Notes that `step` is finished."""
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        self.records[step] = {"key": key, "finished_at": finished, "seconds": round(seconds, 3), **notes}
+        write_json(self.path, self.records)
+
+    def forget(self, step: str) -> None:
+        """Makes `step` count as never done."""
+        if self.records.pop(step, None) is not None:
+            write_json(self.path, self.records)

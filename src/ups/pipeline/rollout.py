@@ -1,0 +1,108 @@
+"""`ups rollout`: predicts from the first frames of a file and writes the trajectories, on the grid or at any points."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from ups.data.pdebench import TrajectoryFile, open_trajectories
+from ups.errors import UpsError, UsageError
+from ups.models.emulator import TaskSpec
+from ups.models.surrogate import Surrogate, load
+from ups.physics.equations import get_equation
+
+BATCH = 32
+
+
+def rollout_file(run: Path, source: Path, steps: int, out: Path, points: Path | None) -> None:
+    """Rolls the model of `run` out from the first frames of every trajectory of `source`, and writes `out`.
+
+    On the grid, `out` holds the given frames and the predicted ones in the layout of the task's own files. At points, it
+    holds the predicted frames alone: each field (trajectory, time, point), `points` (point, axis) and `t-coordinate`.
+
+    Raises:
+        UpsError: the file does not fit the model, or `out` exists or cannot be written.
+    """
+    if out.exists():
+        raise UsageError(f"{out} exists; name another file with --out, or remove it")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent} is not a folder; make it first, or name another with --out")
+    where = None if points is None else read_points(points)
+    surrogate = load(run)
+    with open_trajectories(source) as file:
+        spec = matching_spec(surrogate, file)
+        predictions, context = [], file.read(np.arange(file.num_trajectories), 0, spec.context)
+        for first in range(0, file.num_trajectories, BATCH):
+            part = slice(first, first + BATCH)
+            params = {name: file.params[part, column].tolist() for column, name in enumerate(spec.param_names)}
+            predictions.append(surrogate.rollout(torch.from_numpy(context[part]), steps, params, task=spec.name, points=where).cpu())
+        times = float(file.times[0]) + spec.dt * np.arange(spec.context + steps)
+        attributes = dict(zip((p.keys[0] for p in get_equation(spec.name).parameters), file.params[0].tolist(), strict=True))
+        axes = file.grid.axes
+    part_file = out.with_name(out.name + ".part")
+    try:
+        with h5py.File(part_file, "w") as target:
+            target.attrs.update(attributes)
+            if where is None:
+                write_grid(target, spec, np.concatenate([context, torch.cat(predictions).numpy()], axis=1), axes, times)
+            else:
+                write_points(target, spec, torch.cat(predictions), where, times[spec.context :])
+        os.replace(part_file, out)
+    except OSError as error:
+        part_file.unlink(missing_ok=True)
+        raise UpsError(f"{out} cannot be written: {error}; free space, or name another place with --out") from error
+
+
+def read_points(path: Path) -> np.ndarray:
+    """Coordinates (point, axis) from a `.npy` file; nothing in it is unpickled."""
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} holds no array of points: {error}; write one with numpy.save") from error
+    if not isinstance(values, np.ndarray) or values.ndim not in (1, 2) or not np.issubdtype(values.dtype, np.number):
+        raise UsageError(f"{path} holds no array (points, axes) of coordinates; write one with numpy.save")
+    return values.astype(np.float64)
+
+
+def matching_spec(surrogate: Surrogate, file: TrajectoryFile) -> TaskSpec:
+    """The task of the model that a file belongs to.
+
+    Raises:
+        UpsError: the model was not trained on the file's task, or with another time step.
+    """
+    spec = surrogate.spec(file.task)
+    if len(file.times) > 1:
+        dt = float(file.times[1] - file.times[0])
+        if not np.isclose(dt * round(spec.dt / dt), spec.dt, rtol=1e-3):
+            raise UpsError(f"{file.path}: its frames are {dt:g} apart and the model steps {spec.dt:g}; give frames that the step is a multiple of")
+        if spec.context > 1 and not np.isclose(dt, spec.dt, rtol=1e-3):
+            raise UpsError(f"{file.path}: its frames are {dt:g} apart, but the model reads {spec.context} frames {spec.dt:g} apart")
+    return spec
+
+
+def write_grid(target: h5py.File, spec: TaskSpec, frames: np.ndarray, axes: tuple[np.ndarray, ...], times: np.ndarray) -> None:
+    """Frames (trajectory, time, channel, *grid) in the layout of PDEBench's files of as many dimensions."""
+    names = "xyz"[: len(axes)]
+    if spec.axes == 1:
+        target["tensor"] = frames[:, :, 0]
+        target["x-coordinate"], target["t-coordinate"] = axes[0].astype(np.float32), times.astype(np.float32)
+        return
+    for number, trajectory in enumerate(np.moveaxis(frames, 2, -1)):
+        group = target.create_group(f"{number:04d}")
+        group["data"] = trajectory
+        for name, axis in zip(names, axes, strict=True):
+            group[f"grid/{name}"] = axis.astype(np.float32)
+        group["grid/t"] = times.astype(np.float32)
+
+
+def write_points(target: h5py.File, spec: TaskSpec, values: Tensor, where: np.ndarray, times: np.ndarray) -> None:
+    """Each field (trajectory, time, point) with the points' coordinates."""
+    for channel, name in enumerate(spec.fields):
+        target[name] = values[:, :, channel].numpy()
+    target["points"] = where.reshape(-1, spec.axes)
+    target["t-coordinate"] = times.astype(np.float32)

@@ -1,0 +1,97 @@
+"""The whole way from settings to report: data, check, train, evaluate, report; every step is done once, and again when what it depends on changes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ups.config.load import resolved
+from ups.config.schema import Settings, StageName
+from ups.errors import UpsError, UsageError
+from ups.evaluation.report import write_report
+from ups.models.emulator import Emulator
+from ups.pipeline.checks import run_checks
+from ups.pipeline.dry_run import dry_run
+from ups.pipeline.judge import Row, evaluate_models, read_table
+from ups.pipeline.records import digest
+from ups.pipeline.train import STAGES, train_baseline, train_stages
+from ups.pipeline.workspace import Workspace
+from ups.runtime import Progress
+
+STEPS = ("data", "check", *STAGES, "baselines", "evaluate", "report")
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What a run leaves for its user: the folder, a table of scores, and lines worth saying."""
+
+    run_dir: Path
+    table: list[Row]
+    messages: tuple[str, ...]
+
+
+def run_pipeline(settings: Settings, *, progress: Progress, force: tuple[str, ...] = (), skip_checks: bool = False) -> RunOutcome:
+    """Runs every step that is not done yet, and those of `force`.
+
+    Raises:
+        UsageError: `force` names a step that does not exist.
+        UpsError: a check failed, or a step met something the user has to mend; what was done stays done.
+    """
+    workspace = prepare(settings, progress, force=force, skip_checks=skip_checks)
+    simulator = train_stages(workspace)
+    trained = {name: workspace.records.note(name, "training_seconds", 0.0) for name in STAGES}
+    weights = digest([workspace.records.key(name) for name in STAGES])
+    emulators: dict[str, Emulator] = {"ups": simulator}
+    for name in settings.evaluation.baselines:
+        emulators[name] = train_baseline(workspace, name, sum(trained.values()), weights)
+    key = digest(weights, resolved(settings)["evaluation"], workspace.data_hash)
+    if not workspace.records.done("evaluate", key):
+        began = time.perf_counter()
+        evaluate_models(workspace, emulators, "small", split="valid")
+        evaluate_models(workspace, emulators, "full")
+        workspace.records.finish("evaluate", key, time.perf_counter() - began)
+    workspace.write_metadata(trained=True)
+    report = workspace.run_dir / "report.html"
+    if not workspace.records.done("report", key) or not report.is_file():
+        began = time.perf_counter()
+        write_report(workspace.run_dir)
+        workspace.records.finish("report", key, time.perf_counter() - began)
+    return RunOutcome(workspace.run_dir, read_table(workspace.run_dir), (f"report: {report}",))
+
+
+def train_pipeline(settings: Settings, *, progress: Progress, stage: StageName | None = None) -> RunOutcome:
+    """Trains one stage, after those it needs, or all of them (None); without evaluation."""
+    if stage is not None and settings.stage(stage).skipped:
+        raise UsageError(f"stages.{stage}.epochs is 0: there is nothing to train; give the stage a budget")
+    workspace = prepare(settings, progress)
+    train_stages(workspace, STAGES if stage is None else STAGES[: STAGES.index(stage) + 1])
+    workspace.write_metadata(trained=stage in (None, STAGES[-1]))
+    done = [name for name in STAGES if workspace.records.key(name)]
+    rows = [
+        {"stage": name, "validation nrmse": f"{workspace.records.note(name, 'best_valid', 0.0):.3g}", "steps": str(workspace.records.note(name, "steps", 0))}
+        for name in done
+    ]
+    return RunOutcome(workspace.run_dir, rows, ())
+
+
+def prepare(settings: Settings, progress: Progress, *, force: tuple[str, ...] = (), skip_checks: bool = False) -> Workspace:
+    """The workspace of a run whose data is there and passed its checks."""
+    unknown = [step for step in force if step not in STEPS]
+    if unknown:
+        raise UsageError(f"--force {unknown[0]}: the steps are {', '.join(STEPS)}")
+    workspace = Workspace(settings, progress)
+    workspace.open()
+    for step in force:
+        workspace.records.forget(step)
+    began = time.perf_counter()
+    if workspace.generate_missing(overwrite="data" in force):
+        workspace.records.finish("data", digest(resolved(settings)["data"]), time.perf_counter() - began)
+    if skip_checks or workspace.records.done("check", key := digest(resolved(settings))):
+        return workspace
+    began = time.perf_counter()
+    problems = run_checks(settings, progress, dry_run=lambda: dry_run(workspace))
+    if problems:
+        raise UpsError("\n".join([f"{len(problems)} problems found:", *(f"  {p.where}: {p.what}; {p.remedy}" for p in problems)]))
+    workspace.records.finish("check", key, time.perf_counter() - began)
+    return workspace

@@ -1,0 +1,245 @@
+"""The loop that every stage trains in.
+
+A stage is an `Objective`; what it needs besides is handed in: batches, optimizer, schedule, average, validation,
+checkpoints and monitor. The loop owns the order of things, and the promise that a training which was killed and resumed
+ends bit for bit where an uninterrupted one ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ups.config.learning import TrainingSettings
+from ups.data.fields import Batch
+from ups.runtime import Progress, SilentProgress
+from ups.training.checkpoint import CheckpointStore
+from ups.training.ema import Ema
+from ups.training.monitor import DivergedError, Moment, Monitor
+from ups.training.optim import clip_gradients, set_rate
+from ups.training.schedule import Budget, Schedule
+from ups.training.signals import StopSignals
+from ups.training.state import RandomState, Stateful, TrainingClock, TrainState
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What a stage minimises.
+
+    `module` holds the parameters that are trained (those which require gradients) and what a checkpoint must hold. An
+    objective that counts or remembers has `state_dict` and `load_state_dict` besides, and is in the checkpoint itself.
+    """
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained."""
+
+    def __call__(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar loss of a batch, and components to log. Random numbers come from `rng` or PyTorch's own stream."""
+
+    def plan(self, epoch: int, fraction: float) -> int:
+        """Told before each batch where training stands, in whole epochs and as the part of the budget that is done.
+
+        Returns:
+            The horizon that the batch should have.
+        """
+
+
+@runtime_checkable
+class Loader(Protocol):
+    """Batches without end, which can be put back to any place among them.
+
+    `epoch` counts the epochs of which every batch was handed out.
+    """
+
+    epoch: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one epoch at the present horizon."""
+
+    def set_horizon(self, horizon: int) -> None:
+        """Frames to predict in the batches that follow."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches that follow."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place among the batches: which of them were handed out."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from the place that `state_dict` gave."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How the loop runs.
+
+    Attributes:
+        accum_steps: batches per optimizer step; their losses are averaged.
+        grad_clip: the gradient's largest 2-norm; None does not clip.
+        amp: dtype of automatic mixed precision; None computes in float32. float16 scales the loss.
+        log_every: steps between log records.
+        validate_every: steps between validations; `auto`: every epoch, or every twentieth of a budget in other units.
+        checkpoint_interval: steps between checkpoints.
+        patience: validations without improvement before training stops; None never does.
+        clock: what seconds are counted by, see `TrainingClock`.
+    """
+
+    accum_steps: int = 1
+    grad_clip: float | None = 1.0
+    amp: torch.dtype | None = None
+    log_every: int = 20
+    validate_every: int | Literal["auto"] = "auto"
+    checkpoint_interval: int = 500
+    patience: int | None = None
+    clock: Literal["wall", "process"] = "wall"
+
+    @classmethod
+    def of(cls, training: TrainingSettings, *, patience: int | None, device: torch.device) -> LoopSettings:
+        """The part of the settings that concerns the loop; `amp: auto` is on for GPUs alone."""
+        use_amp = device.type == "cuda" if training.amp == "auto" else training.amp
+        return cls(
+            accum_steps=training.accum_steps,
+            grad_clip=training.grad_clip,
+            amp={"bfloat16": torch.bfloat16, "float16": torch.float16}[training.amp_dtype] if use_amp else None,
+            log_every=training.log_every,
+            validate_every=training.validate_every,
+            checkpoint_interval=training.checkpoint_interval,
+            patience=patience,
+            clock=training.clock,
+        )
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """How a stage ended: optimizer steps, seconds of training, its best validation, and what stopped it."""
+
+    steps: int
+    seconds: float
+    best_metric: float
+    best_step: int
+    stopped: Literal["budget", "patience"]
+
+
+def fit(
+    objective: Objective,
+    loader: Loader,
+    *,
+    budget: Budget,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    ema: Ema,
+    settings: LoopSettings,
+    validate: Callable[[], float],
+    checkpoints: CheckpointStore,
+    monitor: Monitor,
+    progress: Progress | None = None,
+    device: torch.device,
+    seed: int,
+) -> StageOutcome:
+    """Trains `objective.module` within the budget and leaves in it the averaged weights of the best validation.
+
+    Goes on from the latest checkpoint in `checkpoints`, if there is one, exactly as if training had never stopped.
+
+    Args:
+        objective: what to minimise; its module is on `device` and in the mode (train or eval) it shall be trained in.
+        loader: batches of the train split.
+        validate: scores the module as it stands; lower is better. It is called with the averaged weights in eval mode.
+        seed: of the objective's generator and of PyTorch's own, when training starts anew.
+
+    Raises:
+        DivergedError: a loss or gradient is not finite, or no validation is.
+        Interrupted: SIGINT or SIGTERM; the state is saved.
+        CheckpointError: checkpoints cannot be written, are all damaged, or belong to another training.
+    """
+    module, progress = objective.module, progress or SilentProgress()
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    autocast = torch.autocast(device.type, settings.amp, enabled=settings.amp is not None)
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.amp is torch.float16)
+    clock, random = TrainingClock(settings.clock, device), RandomState(seed, device)
+    parts: dict[str, Any] = {"module": module, "optimizer": optimizer, "schedule": schedule, "ema": ema}
+    parts |= {"scaler": scaler, "loader": loader, "monitor": monitor}
+    parts |= {"objective": objective} if isinstance(objective, Stateful) else {}
+    state = TrainState(budget, clock, random, parts, batches_per_epoch=loader.steps_per_epoch)
+
+    checkpoints.prepare()
+    saved = checkpoints.load()
+    if saved is not None:
+        state.load_state_dict(saved)
+        progress.say(f"stage {monitor.stage} goes on after step {state.step}")
+    monitor.start(progress, total=budget.amount, unit=budget.unit, step=state.step)
+
+    with StopSignals() as stop, clock.running(), closing(monitor):
+        batches = iter(loader)
+        while state.stopped is None:
+            set_rate(optimizer, schedule(state.middle_of_next_step(settings.accum_steps)))
+            for _ in range(settings.accum_steps):
+                loader.set_horizon(objective.plan(state.epoch, state.fraction()))
+                asked = clock.seconds
+                batch = next(batches).to(device)
+                waited = clock.seconds - asked
+                with autocast:
+                    loss, components = objective(batch, random.objective)
+                scaler.scale(loss / settings.accum_steps).backward()  # type: ignore[no-untyped-call]
+                state.count_batch(loader.epoch, loader.steps_per_epoch)
+                monitor.record_batch(loss, components, samples=len(batch.frames), points=_points(batch), waited=waited)
+            scaler.unscale_(optimizer)
+            monitor.record_step(clip_gradients(params, settings.grad_clip))
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            ema.update()
+            state.count_step()
+
+            log = state.step % settings.log_every == 0
+            save = state.step % settings.checkpoint_interval == 0 or stop.received is not None
+            score = state.validation_is_due(settings.validate_every)
+            if log or save or score:
+                with clock.paused():
+                    moment = Moment(state.step, state.epochs, clock.seconds, optimizer.param_groups[0]["lr"])
+                    monitor.check(moment, gradients=not scaler.is_enabled())
+                    if score:
+                        with ema.applied(), random.untouched(), evaluating(module):
+                            metric = validate()
+                            state.observe(metric, module.state_dict(), settings.patience)
+                        schedule.observe(metric)
+                        monitor.log_validation(moment, metric, best=state.best_metric, best_step=state.best_step)
+                    if log or state.stopped:
+                        monitor.log(moment, epochs_since_improvement=state.epochs - state.best_epoch, device=device)
+                    if save or state.stopped:
+                        checkpoints.save(state.step, state.state_dict())
+                stop.raise_if_received(monitor.stage, state.step)
+            monitor.tell(state.fraction() * budget.amount)
+
+    if not state.best_weights:
+        raise DivergedError(
+            f"stage {monitor.stage}: no validation gave a finite score, so there are no best weights; "
+            "lower optimizer.lr, or give the stage a larger budget"
+        )
+    module.load_state_dict(state.best_weights)
+    monitor.finish()
+    return StageOutcome(state.step, clock.seconds, state.best_metric, state.best_step, state.stopped)
+
+
+def _points(batch: Batch) -> int:
+    """Points in space and time that a batch holds."""
+    return batch.frames.numel() // batch.frames.shape[2]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """The module is in eval mode inside, and every part in its own mode again after."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode

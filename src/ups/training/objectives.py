@@ -1,0 +1,166 @@
+"""One objective per stage: a batch and a random generator in, the loss and its components out.
+
+All terms are in normalised units; fields come in physical ones. An objective owns no optimizer, no loop and no device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ups.data.augment import Augment
+from ups.data.fields import Batch
+from ups.models.simulator import Simulator
+from ups.models.step import StepEmulator
+from ups.training.losses import InverseCurriculum, mean_square, normalized_mse, relative_l2, spectral_loss
+
+Scalar = Float[Tensor, ""]
+Metrics = dict[str, Tensor]
+Augments = Mapping[str, Augment]
+
+
+@dataclass(frozen=True)
+class OperatorTerms:
+    """Weights of the operator's loss terms; the names are those of `training.lambda_*`."""
+
+    forward: float = 1.0
+    relative: float = 1.0
+    inv_enc: float = 0.0
+    inv_dec: float = 0.0
+    rollout: float = 0.0
+    rollout_horizon: int = 1
+    rollout_start: float = 0.7
+    spectral: float = 0.0
+    inverse_frequency: int = 1
+    num_queries: int | None = None
+
+
+def sample_queries(shape: torch.Size, num: int | None, rng: torch.Generator) -> Tensor | None:
+    """Indices (point,) of `num` random lattice nodes of a grid of `shape`; None stands for all of them."""
+    total = shape.numel()
+    return None if num is None or num >= total else torch.randperm(total, generator=rng, device=rng.device)[:num]
+
+
+def at_queries(u: Float[Tensor, "batch channel *grid"], index: Tensor | None) -> Float[Tensor, "batch channel point"]:
+    flat = u.flatten(2)
+    return flat if index is None else flat.index_select(2, index.to(u.device))
+
+
+class CodecObjective:
+    """Relative L2 of D(E(u))(x_q) against u(x_q) over every frame of the window."""
+
+    def __init__(self, simulator: Simulator, augments: Augments, num_queries: int | None = None) -> None:
+        self.module = simulator.codecs
+        self.simulator, self.augments, self.num_queries = simulator, augments, num_queries
+
+    def plan(self, epoch: int, fraction: float) -> int:
+        return 1
+
+    def __call__(self, batch: Batch, rng: torch.Generator) -> tuple[Scalar, Metrics]:
+        batch = self.augments[batch.task](batch, rng)
+        u = self.simulator.normalizers[batch.task](batch.frames.flatten(0, 1))
+        codec = self.simulator.codecs[batch.task]
+        index = sample_queries(u.shape[2:], self.num_queries, rng)
+        loss = relative_l2(at_queries(codec.decode(codec.encode(u)), index), at_queries(u, index))
+        return loss, {"reconstruction": loss.detach()}
+
+
+class OperatorObjective:
+    """Loss of the latent operator, one step ahead and rolled out, in latent space and decoded.
+
+    L = lambda_forward |z^ - z|^2 / |z|^2 + lambda_relative relL2(D(z^)(x_q), u(x_q)) + lambda_spectral spectral(D(z^), u)
+        + lambda_inv_enc mse(D(z)(x_q), u(x_q)) + lambda_inv_dec mse(E(D(z^)), z^)
+        + lambda_rollout mean_{k>1} relL2(D(z^_k)(x_q), u_k(x_q))
+
+    where z^ is the *predicted* latent: every term but the reconstruction `inv_enc` sends its gradient to the operator, and
+    the roll-out's flows through all of its steps. Roll-outs join for the last part of the budget (`rollout_start`).
+
+    Args:
+        simulator: codec and operator; the codec takes part in training if its parameters require gradients.
+    """
+
+    def __init__(self, simulator: Simulator, augments: Augments, terms: OperatorTerms, curriculum: InverseCurriculum) -> None:
+        self.module = simulator
+        self.simulator, self.augments, self.terms, self.curriculum = simulator, augments, terms, curriculum
+        self.epoch, self.batches = 0, 0
+
+    def plan(self, epoch: int, fraction: float) -> int:
+        """Notes where the run stands; returns the number of frames the next batch must hold after its context."""
+        self.epoch = epoch
+        unrolls = self.terms.rollout > 0 and fraction >= self.terms.rollout_start
+        return self.terms.rollout_horizon if unrolls else 1
+
+    def __call__(self, batch: Batch, rng: torch.Generator) -> tuple[Scalar, Metrics]:
+        batch = self.augments[batch.task](batch, rng)
+        simulator, task, terms = self.simulator, batch.task, self.terms
+        codec = simulator.codecs[task]
+        u = simulator.normalizers[task](batch.frames)  # (batch, context + horizon, channel, *grid)
+        z = codec.encode(u.flatten(0, 1)).unflatten(0, u.shape[:2])
+        index = sample_queries(u.shape[3:], terms.num_queries, rng)
+        first = batch.context
+
+        state, predictions = z[:, :first], []
+        for _ in range(u.shape[1] - first):
+            z_next = simulator.advance(state, task=task, dt=batch.dt, params=batch.params)
+            predictions.append(z_next)
+            state = torch.cat([state[:, 1:], z_next[:, None]], dim=1)
+
+        decoded = codec.decode(predictions[0])
+        losses = {
+            "forward": (terms.forward, lambda: normalized_mse(predictions[0], z[:, first])),
+            "relative": (terms.relative, lambda: relative_l2(at_queries(decoded, index), at_queries(u[:, first], index))),
+            "spectral": (terms.spectral, lambda: spectral_loss(decoded, u[:, first])),
+            "rollout": (terms.rollout * (len(predictions) > 1), lambda: self._rollout(predictions, u[:, first:], task, index)),
+            "inv_enc": (self._inverse_weight(terms.inv_enc), lambda: self._inverse_encoding(z[:, 0], u[:, 0], task, index)),
+            "inv_dec": (self._inverse_weight(terms.inv_dec), lambda: mean_square(codec.encode(decoded), predictions[0])),
+        }
+        self.batches += 1
+        total, metrics = u.new_zeros(()), {}
+        for name, (weight, term) in losses.items():
+            if weight > 0:
+                value = term()
+                total = total + weight * value
+                metrics[name] = value.detach()
+        return total, metrics
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches seen, by which `inverse_frequency` counts."""
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on counting from where `state_dict` was."""
+        self.batches = state["batches"]
+
+    def _inverse_weight(self, base: float) -> float:
+        computed = self.batches % self.terms.inverse_frequency == 0
+        return self.curriculum(base, self.epoch) if computed else 0.0
+
+    def _rollout(self, predictions: list[Tensor], truth: Tensor, task: str, index: Tensor | None) -> Tensor:
+        decode = self.simulator.codecs[task].decode
+        terms = [relative_l2(at_queries(decode(z), index), at_queries(truth[:, k], index)) for k, z in enumerate(predictions) if k > 0]
+        return torch.stack(terms).mean()
+
+    def _inverse_encoding(self, z: Tensor, u: Tensor, task: str, index: Tensor | None) -> Tensor:
+        return mean_square(at_queries(self.simulator.codecs[task].decode(z), index), at_queries(u, index))
+
+
+class EmulatorObjective:
+    """Relative L2 one step ahead of any grid-to-grid emulator: how the baselines are trained."""
+
+    def __init__(self, emulator: StepEmulator, augments: Augments) -> None:
+        self.module = emulator
+        self.emulator, self.augments = emulator, augments
+
+    def plan(self, epoch: int, fraction: float) -> int:
+        return 1
+
+    def __call__(self, batch: Batch, rng: torch.Generator) -> tuple[Scalar, Metrics]:
+        batch = self.augments[batch.task](batch, rng)
+        u = self.emulator.normalizers[batch.task](batch.frames)
+        found = self.emulator.advance_normalized(u[:, : batch.context], task=batch.task, dt=batch.dt, params=batch.params)
+        loss = relative_l2(found, u[:, batch.context])
+        return loss, {"relative": loss.detach()}

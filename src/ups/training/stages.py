@@ -1,0 +1,134 @@
+"""What each stage needs, trains and leaves behind: the only place where settings become models and objectives.
+
+A stage is an objective over a part of the model; which part is said by `requires_grad`. The loop that runs it knows nothing
+of stages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from ups.config.schema import OptimizerSettings, Settings, StageName
+from ups.data.augment import Augment
+from ups.data.normalize import FieldStatistics
+from ups.data.trajectories import TrajectorySet
+from ups.models.emulator import TaskSpec
+from ups.models.simulator import Architecture, Simulator
+from ups.training.losses import InverseCurriculum
+from ups.training.objectives import CodecObjective, OperatorObjective, OperatorTerms
+
+FIT_PAIRS = 8192  # pairs of frames the closed-form parts are fitted to, at most
+FIT_BATCH = 256
+
+BASELINE_OPTIMIZER = OptimizerSettings(name="adamw", lr=2e-3, weight_decay=1e-4)
+"""How FNO and U-Net are trained: AdamW, cosine to zero; the rate is the best of 1e-3, 2e-3 and 4e-3 on validation."""
+
+
+def describe_task(settings: Settings, train: TrajectorySet, statistics: FieldStatistics) -> TaskSpec:
+    """What a model has to know of a task, from its train trajectories alone."""
+    equation, grid = train.equation, train.grid
+    logs = tuple(parameter.scale == "log" for parameter in equation.parameters)
+    params = train.params.double()
+    columns = [params[:, i].log() if log else params[:, i] for i, log in enumerate(logs)]
+    return TaskSpec(
+        name=train.task,
+        fields=tuple(field.name for field in equation.fields),
+        lattice=tuple(grid.shape),
+        spacing=tuple(grid.spacing),
+        origin=tuple(float(axis[0]) for axis in grid.axes),
+        periodic=tuple(equation.periodic),
+        form=equation.form,
+        conserved=tuple(field.conserved for field in equation.fields),
+        context=settings.data.context,
+        dt=float(train.dt),
+        mean=tuple(statistics.mean.tolist()) if settings.data.normalize else (0.0,) * len(equation.fields),
+        std=tuple(statistics.std.tolist()) if settings.data.normalize else (1.0,) * len(equation.fields),
+        param_names=tuple(parameter.name for parameter in equation.parameters),
+        param_log=logs,
+        param_mean=tuple(float(column.mean()) for column in columns),
+        # A spread that is only rounding is no spread: the model then treats the parameter as the constant it is.
+        param_std=tuple(float(s) if (s := column.std(correction=0)) > 1e-6 * (1 + column.abs().max()) else 0.0 for column in columns),
+    )
+
+
+def choose_patch(wanted: int | str, latent_dim: int, specs: Mapping[str, TaskSpec]) -> int:
+    """Lattice cells per token and axis: as asked, or the largest power of two up to 8 that loses nothing and divides every lattice."""
+    if isinstance(wanted, int):
+        return wanted
+    fits = [
+        patch
+        for patch in (8, 4, 2, 1)
+        if all(len(spec.fields) * patch**spec.axes <= latent_dim and not any(size % patch for size in spec.lattice) for spec in specs.values())
+    ]
+    return fits[0] if fits else 1
+
+
+def build_simulator(settings: Settings, specs: Mapping[str, TaskSpec]) -> Simulator:
+    """The untrained simulator that the settings describe."""
+    pdet = settings.operator.pdet
+    return Simulator(
+        specs,
+        Architecture(
+            latent_dim=settings.latent.dim,
+            patch=choose_patch(settings.latent.patch, settings.latent.dim, specs),
+            base=settings.operator.base,
+            architecture=settings.operator.architecture_type,
+            hidden_dim=pdet.hidden_dim,
+            depths=pdet.depths if isinstance(pdet.depths, tuple) else (pdet.depths,),
+            heads=pdet.heads,
+            window=pdet.window,
+            mlp_ratio=pdet.mlp_ratio,
+            qk_norm=pdet.qk_norm,
+            drop_path=pdet.drop_path,
+            stem_width=pdet.stem_width,
+            use_activation_checkpoint=pdet.use_activation_checkpoint,
+        ),
+    )
+
+
+def fit_pairs(train: TrajectorySet, rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Random pairs of neighbouring train frames, (u_t, u_{t+dt}, params), for the parts that have a closed form."""
+    firsts = [(trajectory, frame) for trajectory, length in enumerate(train.lengths.tolist()) for frame in range(length - 1)]
+    chosen = torch.tensor(firsts)[torch.randperm(len(firsts), generator=rng)[:FIT_PAIRS]]
+    for part in chosen.split(FIT_BATCH):
+        frames = train.gather(part[:, 0], part[:, 1], 2)
+        yield frames[:, 0], frames[:, 1], train.params[part[:, 0]]
+
+
+def build_augments(settings: Settings, sets: Mapping[str, TrajectorySet]) -> dict[str, Augment]:
+    """The random symmetries of every task; none of them where `training.augment` is off."""
+    return {task: Augment(train.equation, enabled=settings.training.augment) for task, train in sets.items()}
+
+
+def build_objective(stage: StageName, settings: Settings, simulator: Simulator, augments: Mapping[str, Augment]) -> CodecObjective | OperatorObjective:
+    """The objective of a stage; parameters that it does not train are frozen."""
+    training = settings.training
+    queries = training.query_sampling.num_queries
+    trains_codec = stage == "codec" or settings.latent.codec.train_with_operator
+    simulator.requires_grad_(stage == "operator")
+    simulator.codecs.requires_grad_(trains_codec)
+    if stage == "codec":
+        return CodecObjective(simulator, augments, queries)
+    terms = OperatorTerms(
+        forward=training.lambda_forward,
+        relative=training.lambda_relative,
+        inv_enc=training.lambda_inv_enc,
+        inv_dec=training.lambda_inv_dec,
+        rollout=training.lambda_rollout,
+        rollout_horizon=training.rollout_horizon,
+        rollout_start=getattr(training,"rollout_start",0.7),
+        spectral=training.lambda_spectral,
+        inverse_frequency=training.inverse_loss_frequency,
+        num_queries=queries,
+    )
+    curriculum = InverseCurriculum(training.inverse_loss_warmup_epochs, training.inverse_loss_max_weight)
+    return OperatorObjective(simulator, augments, terms, curriculum)
+
+
+def points_per_sample(specs: Mapping[str, TaskSpec]) -> int:
+    """Grid values of one frame of the largest task: the unit of throughput."""
+    return max(len(spec.fields) * math.prod(spec.lattice) for spec in specs.values())

@@ -1,0 +1,170 @@
+"""Trainings that are killed, as a script: each attempt is a child process of its own.
+
+    python training_faults.py kill FOLDER OPTIMIZER      SIGKILL ten times in random steps, resume, compare
+    python training_faults.py save FOLDER                SIGKILL before each file operation of a save
+    python training_faults.py term FOLDER                trains until SIGTERM, then exits as the command line would
+    python training_faults.py full FOLDER BYTES          trains where no file may grow beyond BYTES
+
+The last line printed is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+
+import torch
+import torch._dynamo  # optimizers import it at their first step: once here instead of in every child
+from toy_training import ToyObjective, train
+
+from ups.errors import UpsError
+from ups.training.checkpoint import CheckpointStore
+
+STEPS, KILLS = 60, 10
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Runs `work` in a forked process; the signal that ended it, 0 for none, 1 after an exception."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except UpsError as error:
+            print(error, file=sys.stderr)
+            os._exit(error.exit_code)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def train_and_keep(run: Path, optimizer: str, kill_after: int | None) -> None:
+    """Trains; at the `kill_after`-th batch from here the process dies."""
+    left = [kill_after]
+
+    def on_batch(_: int) -> None:
+        if left[0] is not None:
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    objective = ToyObjective(on_batch=on_batch)
+    outcome = train(run, objective, steps=STEPS, optimizer=optimizer)
+    torch.save([p.detach() for p in objective.module.parameters()], run / "weights.pt")
+    (run / "outcome.json").write_text(json.dumps([outcome.steps, outcome.best_metric, outcome.best_step]))
+
+
+def curve(run: Path) -> list[list[object]]:
+    timed = ("elapsed", "samples_per_second", "points_per_second", "data_wait", "memory_peak_mb")
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [[item for item in line.items() if item[0] not in timed] for line in lines]
+
+
+def kill(folder: Path, optimizer: str) -> dict[str, object]:
+    whole, parts, draw = folder / "whole", folder / "parts", random.Random(0)
+    assert in_child(lambda: train_and_keep(whole, optimizer, None)) == 0
+    kills = 0
+    while kills < KILLS:
+        status = in_child(lambda: train_and_keep(parts, optimizer, draw.randrange(14)))
+        assert status in (0, signal.SIGKILL)
+        if status == 0:
+            break
+        kills += 1
+        draw.random()
+    assert in_child(lambda: train_and_keep(parts, optimizer, None)) == 0
+    weights = [torch.load(run / "weights.pt") for run in (whole, parts)]
+    return {
+        "kills": kills,
+        "same weights": all(torch.equal(a, b) for a, b in zip(*weights, strict=True)),
+        "same outcome": (whole / "outcome.json").read_text() == (parts / "outcome.json").read_text(),
+        "same curve": curve(whole) == curve(parts),
+    }
+
+
+def save(folder: Path) -> dict[str, object]:
+    """Kills a third save, which also removes the first, before its n-th file operation, for every n."""
+    operations = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "os.listdir", "os.scandir")
+    results = []
+    for n in range(1000):
+        place = folder / str(n)
+
+        def open_store(place: Path = place) -> CheckpointStore:
+            store = CheckpointStore(place, fingerprint={}, keep=2)
+            store.prepare()
+            return store
+
+        store = open_store()
+        for step in (1, 2):
+            store.save(step, {"step": step, "tensor": torch.full((100,), float(step))})
+
+        def save_and_die(store: CheckpointStore = store, place: Path = place, n: int = n) -> None:
+            left = [n]
+
+            def before_operation(event: str, args: tuple[object, ...]) -> None:
+                if event in operations and str(args[0]).startswith(str(place)):
+                    left[0] -= 1
+                    if left[0] < 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            sys.addaudithook(before_operation)
+            store.save(3, {"step": 3, "tensor": torch.full((100,), 3.0)})
+
+        status = in_child(save_and_die)
+        again = open_store()
+        found = again.load()
+        assert found is not None
+        assert found["tensor"].eq(float(found["step"])).all()
+        assert not list(place.glob(".tmp-*"))
+        results.append(found["step"])
+        if status == 0:
+            break
+        assert status == signal.SIGKILL
+    return {"kills": len(results) - 1, "loaded": results}
+
+
+def term(folder: Path) -> dict[str, object]:
+    def on_batch(batches: int) -> None:
+        if batches == 5:
+            print("training", flush=True)
+        time.sleep(0.01)
+
+    train(folder, ToyObjective(on_batch=on_batch), steps=10**6)
+    return {}
+
+
+def full(folder: Path, most: int) -> dict[str, object]:
+    objective, batches = ToyObjective(), []
+    objective.on_batch = batches.append
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    try:
+        train(folder, objective, steps=1000, log_every=1000)
+    except UpsError as error:
+        return {"error": str(error), "batches": len(batches)}
+    return {"error": None, "batches": len(batches)}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    what, where, *rest = sys.argv[1:]
+    try:
+        match what:
+            case "kill":
+                result = kill(Path(where), *rest)
+            case "save":
+                result = save(Path(where))
+            case "term":
+                result = term(Path(where))
+            case "full":
+                result = full(Path(where), int(rest[0]))
+    except UpsError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    print(json.dumps(result))

@@ -1,0 +1,73 @@
+"""The latent operator: symmetry, conditioning, and its two architectures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ups.models.operator import LatentOperator, Patches
+
+
+def make(axes: int, architecture: str, **changes: object) -> LatentOperator:
+    torch.manual_seed(0)
+    sizes: dict[str, object] = {"patch": 4, "architecture": architecture, "hidden_dim": 16, "heads": 2, "depths": (1, 1), "stem_width": 8}
+    operator = LatentOperator(axes, {"a": (2, 3), "b": (1, 1)}, {"a": 1, "b": 0}, **{**sizes, **changes})  # type: ignore[arg-type]
+    for p in operator.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    return operator.eval()
+
+
+@pytest.mark.parametrize("architecture", ["pdet_stack", "pdet_unet"])
+@pytest.mark.parametrize("axes", [1, 2])
+def test_it_commutes_with_translation_by_whole_coarse_tokens(axes: int, architecture: str) -> None:
+    operator = make(axes, architecture)
+    u, features = torch.randn(2, 2, *[16] * axes), torch.randn(2, 2)
+    dims, shift = list(range(2, 2 + axes)), [8] * axes
+    out = operator(u, features, "a", [True] * axes)
+    assert out.shape == (2, 3, *[16] * axes)
+    moved = operator(u.roll(shift, dims), features, "a", [True] * axes)
+    torch.testing.assert_close(moved, out.roll(shift, dims), atol=1e-4, rtol=1e-3)
+
+
+def test_parameters_and_dt_reach_the_output() -> None:
+    operator, u = make(1, "pdet_stack"), torch.randn(1, 2, 16)
+    plain = operator(u, torch.zeros(1, 2), "a", [True])
+    for feature in range(2):
+        features = torch.zeros(1, 2)
+        features[0, feature] = 1
+        assert not torch.allclose(operator(u, features, "a", [True]), plain, atol=1e-4)
+
+
+def test_tasks_share_the_trunk_and_keep_their_own_ends() -> None:
+    operator = make(1, "pdet_stack")
+    assert operator(torch.randn(1, 1, 16), torch.zeros(1, 1), "b", [True]).shape == (1, 1, 16)
+    operator.zero_grad()
+    operator(torch.randn(1, 1, 16), torch.zeros(1, 1), "b", [True]).square().sum().backward()
+    touched = {name for name, p in operator.named_parameters() if p.grad is not None}
+    assert any(name.startswith("trunk") for name in touched)
+    assert not any(".a." in name for name in touched)
+
+
+def test_activation_checkpointing_changes_no_gradient() -> None:
+    u, features, gradients = torch.randn(2, 2, 16), torch.randn(2, 2), []
+    for use in (False, True):
+        operator = make(1, "pdet_unet", use_activation_checkpoint=use).train()
+        operator(u, features, "a", [True]).square().sum().backward()
+        gradients.append([p.grad for p in operator.parameters() if p.grad is not None])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_fresh_operator_writes_no_rest() -> None:
+    operator = LatentOperator(1, {"a": (1, 1)}, {"a": 0}, patch=4, hidden_dim=16, heads=2, depths=(1,), stem_width=8)
+    assert operator(torch.randn(2, 1, 16), torch.zeros(2, 1), "a", [True]).abs().max() == 0
+
+
+def test_gathering_with_an_orthogonal_kernel_and_spreading_is_the_identity() -> None:
+    patches = Patches(2, 2, 8, 2)
+    kernel = torch.linalg.qr(torch.randn(8, 8)).Q.reshape(8, 2, 2, 2)
+    with torch.no_grad():
+        patches.gather_weight.copy_(kernel)
+        patches.spread_weight.copy_(kernel)
+    u = torch.randn(3, 2, 6, 4)
+    torch.testing.assert_close(patches.spread(patches.gather(u)), u, atol=1e-5, rtol=0)

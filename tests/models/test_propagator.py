@@ -1,0 +1,72 @@
+"""The linear propagator recovers linear dynamics exactly, keeps integrals, and interpolates between parameters."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ups.models.propagator import LinearPropagator, ModeTransform, cosine_basis
+
+
+@pytest.mark.parametrize(("shape", "periodic"), [((16,), True), ((15,), True), ((8, 12), True), ((16,), False), ((8, 6), False), ((4, 6, 8), True)])
+def test_modes_and_back_is_the_identity(shape: tuple[int, ...], periodic: bool) -> None:
+    transform = ModeTransform(shape, [periodic] * len(shape))
+    u = torch.randn(2, 3, *shape)
+    torch.testing.assert_close(transform.inverse(transform(u)), u, atol=1e-5, rtol=1e-5)
+
+
+def test_cosine_basis_is_orthonormal() -> None:
+    basis = cosine_basis(12)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(12, dtype=torch.float64))
+
+
+def test_a_shift_is_recovered_exactly() -> None:
+    """Advection by three cells is linear: one fit predicts unseen fields."""
+    torch.manual_seed(0)
+    propagator = LinearPropagator((32,), [True], 1, 0, [True])
+    u = torch.randn(200, 1, 32)
+    propagator.fit([(u, u.roll(3, -1), torch.zeros(200, 0))])
+    unseen = torch.randn(5, 1, 32)
+    # the shift of the Nyquist mode of an even grid is real, hence exact too
+    torch.testing.assert_close(propagator(unseen, torch.zeros(5, 0)), unseen.roll(3, -1), atol=1e-4, rtol=0)
+
+
+def test_coupled_fields_between_walls_are_recovered() -> None:
+    """Two fields that diffuse between no-flow walls and exchange mass: exact in cosine modes."""
+    torch.manual_seed(0)
+    size, basis = 16, cosine_basis(16)
+    decay = torch.exp(-0.1 * (math.pi * torch.arange(size, dtype=torch.float64) / size) ** 2)
+    exchange = torch.tensor([[0.9, 0.2], [0.1, 0.8]], dtype=torch.float64)
+
+    def step(u: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("oi,bik->bok", exchange, (u.double() @ basis.T) * decay).matmul(basis).float()
+
+    propagator = LinearPropagator((size,), [False], 2, 0, [False, False])
+    u, unseen = torch.randn(300, 2, size), torch.randn(4, 2, size)
+    propagator.fit([(u[:150], step(u[:150]), torch.zeros(150, 0)), (u[150:], step(u[150:]), torch.zeros(150, 0))])
+    torch.testing.assert_close(propagator(unseen, torch.zeros(4, 0)), step(unseen), atol=1e-4, rtol=0)
+
+
+def test_a_conserved_mean_survives_a_fit_to_noise() -> None:
+    propagator = LinearPropagator((16,), [True], 1, 0, [True])
+    u = torch.randn(50, 1, 16)
+    propagator.fit([(u, torch.randn(50, 1, 16), torch.zeros(50, 0))])
+    unseen = torch.randn(3, 1, 16)
+    torch.testing.assert_close(propagator(unseen, torch.zeros(3, 0)).mean(-1), unseen.mean(-1), atol=1e-6, rtol=0)
+
+
+def test_unseen_parameters_between_training_values() -> None:
+    """u' = (1 - p / 10) u is polynomial in p: the fit at three values holds in between."""
+    torch.manual_seed(0)
+    propagator = LinearPropagator((8,), [True], 1, 1, [False], powers=2)
+    u, p = torch.randn(300, 1, 8), torch.tensor([-1.0, 0.0, 1.0]).repeat(100)[:, None]
+    propagator.fit([(u, (1 - p[..., None] / 10) * u, p)])
+    unseen, between = torch.randn(4, 1, 8), torch.full((4, 1), 0.37)
+    torch.testing.assert_close(propagator(unseen, between), (1 - 0.037) * unseen, atol=1e-4, rtol=0)
+
+
+def test_it_is_the_identity_before_it_is_fitted() -> None:
+    u = torch.randn(2, 2, 8, 8)
+    torch.testing.assert_close(LinearPropagator((8, 8), [True, True], 2, 0, [False, False])(u, torch.zeros(2, 0)), u, atol=1e-5, rtol=0)

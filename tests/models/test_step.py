@@ -1,0 +1,55 @@
+"""A step's form: what is conserved at any weights, and how its scale is set."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ups.models.step import Rest
+
+
+@pytest.mark.parametrize("periodic", [True, False])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_a_flux_conserves_the_integral_at_any_weights(axes: int, periodic: bool) -> None:
+    rest = Rest(2, "flux", [periodic] * axes)
+    change = rest(torch.randn(4, rest.width, *[8] * axes))
+    assert change.shape == (4, 2, *[8] * axes)
+    assert change.abs().max() > 0.1
+    torch.testing.assert_close(change.flatten(2).sum(-1), torch.zeros(4, 2), atol=1e-4, rtol=0)
+
+
+def test_no_flux_passes_a_wall() -> None:
+    """A uniform flux changes nothing inside and piles up at the walls only through the missing faces there."""
+    rest = Rest(1, "flux", [False])
+    change = rest(torch.ones(1, 1, 6))
+    torch.testing.assert_close(change[0, 0], torch.tensor([-1.0, 0, 0, 0, 0, 1.0]))
+
+
+def test_a_source_changes_the_integral_and_an_increment_is_passed_on() -> None:
+    rest = Rest(1, "flux_source", [True])
+    raw = torch.zeros(1, rest.width, 8)
+    raw[:, 1] = 1
+    assert rest(raw).sum() == 8
+    raw = torch.randn(1, 1, 8)
+    torch.testing.assert_close(Rest(1, "increment", [True])(raw), raw)
+
+
+def test_the_scale_is_that_of_the_flux_which_makes_the_left_over() -> None:
+    """If the left-over is the divergence of a known flux, that flux has unit size in raw units."""
+    torch.manual_seed(0)
+    flux = torch.randn(64, 1, 128)
+    flux = 3.0 * (flux - flux.mean(-1, keepdim=True))
+    rest = Rest(1, "flux", [True])
+    rest.fit(flux - flux.roll(-1, -1))
+    torch.testing.assert_close(rest.flux_scale.item(), flux.square().mean().sqrt().item(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(rest(flux / rest.flux_scale), flux - flux.roll(-1, -1), atol=1e-5, rtol=1e-5)
+
+
+def test_the_scale_in_two_dimensions_is_that_of_the_smallest_flux() -> None:
+    """A gradient flux is the smallest with its divergence; its size over both axes is recovered."""
+    torch.manual_seed(0)
+    potential = torch.randn(32, 1, 16, 16)
+    x, y = potential.roll(1, 2) - potential, potential.roll(1, 3) - potential
+    rest = Rest(1, "flux", [True, True])
+    rest.fit(x - x.roll(-1, 2) + y - y.roll(-1, 3))
+    torch.testing.assert_close(rest.flux_scale.item(), (x.square() + y.square()).mean().sqrt().item(), rtol=1e-3, atol=0)

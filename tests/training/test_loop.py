@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.layouts import write_task
+from tests.training.toy_training import CPU, ToyLoader, ToyObjective, train, windows
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ups.config.data import DataSettings
+from ups.config.learning import TrainingSettings
+from ups.data.split import load_files
+from ups.data.windows import WindowLoader
+from ups.errors import CheckpointError
+from ups.training.checkpoint import CheckpointStore
+from ups.training.loop import LoopSettings, evaluating
+from ups.training.monitor import DivergedError
+from ups.training.schedule import Budget, cosine
+from ups.training.signals import Interrupted
+
+
+def weights(objective: ToyObjective) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in objective.module.parameters()]
+
+
+def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def curve(run: Path) -> list[tuple]:
+    keys = ("step", "epoch", "loss", "first", "grad_norm", "lr", "valid_nrmse", "best_step")
+    return [tuple(record.get(key) for key in keys) for record in records(run)]
+
+
+def test_equals_a_loop_written_out_with_torch_alone(tmp_path: Path) -> None:
+    steps, objective = 20, ToyObjective()
+    train(tmp_path, objective, steps=steps, ema_decay=0.0, validate=iter([2.0, 1.0]).__next__)
+
+    bare, batches = ToyObjective(), iter(loader := ToyLoader())
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in bare.module.parameters() if p.ndim == d], "weight_decay": w}
+            for d, w in ((2, 1e-2), (1, 0.0))
+        ],
+        betas=(0.9, 0.99),
+        fused=True,
+    )
+    torch.manual_seed(17)
+    rng = torch.Generator().manual_seed(17)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * cosine((step + 0.5) / steps, warmup=0.05, final=0.01)
+        loader.set_horizon(bare.plan(0, step / steps))
+        loss, _ = bare(next(batches), rng)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(bare.module.parameters(), 1.0)
+        optimizer.step()
+    torch.testing.assert_close(weights(objective), weights(bare), rtol=1e-6, atol=1e-8)
+
+
+def test_accumulated_batches_equal_one_batch_of_all(tmp_path: Path) -> None:
+    whole, parts = (Plain(ToyObjective(dropout=0.0)) for _ in range(2))
+    train(tmp_path / "whole", whole, steps=6, loader=ToyLoader(batch_size=20))
+    train(tmp_path / "parts", parts, steps=6, loader=ToyLoader(batch_size=5), accum_steps=4)
+    torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-5, atol=1e-6)
+
+
+class Plain:
+    """The toy's mean square alone."""
+
+    def __init__(self, toy: ToyObjective) -> None:
+        self.module, self.validate = toy.module, toy.validate
+
+    def plan(self, epoch: int, fraction: float) -> int:
+        return 1
+
+    def __call__(self, batch, rng):
+        u = batch.inputs[:, -1]
+        return (u + self.module(u) - batch.targets[:, 0]).square().mean(), {}
+
+
+def test_keeps_the_averaged_weights_of_the_best_validation(tmp_path: Path) -> None:
+    objective, seen = ToyObjective(), []
+    scores = iter([3.0, 1.0, 2.0])
+
+    def validate() -> float:
+        assert not objective.module.training
+        seen.append(weights(objective))
+        return next(scores)
+
+    outcome = train(tmp_path, objective, steps=30, validate=validate)
+    assert (outcome.steps, outcome.best_metric, outcome.best_step, outcome.stopped) == (30, 1.0, 20, "budget")
+    assert objective.module.training
+    assert same(weights(objective), seen[1])
+    raw = ToyObjective()
+    train(tmp_path / "raw", raw, steps=30, ema_decay=0.0, validate=iter([3.0, 1.0, 2.0]).__next__)
+    assert not same(weights(raw), seen[1])
+
+
+def test_validates_at_the_end_whatever_the_interval(tmp_path: Path) -> None:
+    calls = []
+    outcome = train(tmp_path, ToyObjective(), steps=13, validate=lambda: calls.append(1) or 1.0, validate_every=1000)
+    assert (len(calls), outcome.best_step) == (1, 13)
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(Budget("epochs", 3), 3), (Budget("steps", 40), 20)])
+def test_automatic_validation_is_per_epoch_or_per_twentieth(tmp_path: Path, budget: Budget, expected: int) -> None:
+    calls: list[int] = []
+    train(tmp_path, ToyObjective(), budget=budget, validate=lambda: calls.append(1) or 1.0, validate_every="auto")
+    assert len(calls) == expected
+
+
+def test_patience_ends_training_and_the_end_is_saved(tmp_path: Path) -> None:
+    scores = iter([1.0, 2.0, float("nan"), 0.0])
+    outcome = train(tmp_path, ToyObjective(), steps=100, validate=scores.__next__, patience=2)
+    assert (outcome.steps, outcome.best_step, outcome.stopped) == (30, 10, "patience")
+    again = train(tmp_path, ToyObjective(), steps=100, validate=scores.__next__, patience=2)
+    assert replace(again, seconds=outcome.seconds) == outcome
+    assert next(scores) == 0.0  # nothing was validated again
+
+
+@pytest.mark.parametrize(("unit", "amount", "steps"), [("steps", 11, 11), ("epochs", 3, 15)])
+def test_a_budget_is_used_up_exactly(tmp_path: Path, unit: str, amount: int, steps: int) -> None:
+    outcome = train(tmp_path, ToyObjective(), budget=Budget(unit, amount))  # type: ignore[arg-type]
+    assert outcome.steps == steps
+    assert records(tmp_path)[-1]["lr"] < 0.05 * 1e-2
+
+
+@pytest.mark.parametrize("clock", ["wall", "process"])
+def test_a_budget_in_seconds_counts_training_alone(tmp_path: Path, clock: str) -> None:
+    def slow() -> float:
+        start = time.process_time()
+        while time.process_time() < start + 0.03:
+            pass
+        return 1.0
+
+    outcome = train(tmp_path, ToyObjective(), budget=Budget("seconds", 0.1), validate=slow, clock=clock)
+    assert 0.1 <= outcome.seconds < 0.2
+    assert sum("valid_nrmse" in record for record in records(tmp_path)) > 3  # which took longer than the budget
+
+
+def test_validation_does_not_touch_the_random_numbers_of_training(tmp_path: Path) -> None:
+    quiet, noisy = ToyObjective(), ToyObjective()
+    scores = iter([2.0, 1.0])
+    train(tmp_path / "quiet", quiet, steps=20, validate=iter([2.0, 1.0]).__next__)
+    train(tmp_path / "noisy", noisy, steps=20, validate=lambda: next(scores) + 0 * float(torch.rand(3).sum()))
+    assert same(weights(quiet), weights(noisy))
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "adam", "sgd"])
+@pytest.mark.parametrize("accum_steps", [1, 2])
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, optimizer: str, accum_steps: int) -> None:
+    options = {"optimizer": optimizer, "accum_steps": accum_steps}
+    whole, first, second = ToyObjective(), ToyObjective(on_batch=stop_at(13)), ToyObjective()
+    expected = train(tmp_path / "whole", whole, **options)
+    with pytest.raises(Interrupted, match="SIGTERM") as stopped:
+        train(tmp_path / "parts", first, **options)
+    assert stopped.value.exit_code == 143
+    found = train(tmp_path / "parts", second, **options)
+    assert (found.steps, found.best_metric, found.best_step) == (
+        expected.steps,
+        expected.best_metric,
+        expected.best_step,
+    )
+    assert same(weights(whole), weights(second))
+    assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
+
+
+def stop_at(batch: int, signals: tuple[signal.Signals, ...] = (signal.SIGTERM,)):
+    def stop(batches: int) -> None:
+        if batches == batch:
+            for number in signals:
+                os.kill(os.getpid(), number)
+
+    return stop
+
+
+def test_control_c_saves_and_later_signals_are_ignored(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match="Ctrl-C in stage toy after step 5; saved") as stopped:
+        train(tmp_path, ToyObjective(on_batch=stop_at(4, (signal.SIGINT, signal.SIGTERM))))
+    assert stopped.value.exit_code == 130
+    assert CheckpointStore(tmp_path / "checkpoints" / "toy", fingerprint={}).steps() == [5]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_divergence_is_told_with_its_step_and_saves_nothing(tmp_path: Path, where: str) -> None:
+    class Bad(ToyObjective):
+        def __call__(self, batch, rng):
+            loss, metrics = super().__call__(batch, rng)
+            bad = torch.tensor(float("nan"), requires_grad=True)
+            if self.batches == 18:  # in step 18
+                weight = self.module[0].weight
+                loss = loss * bad if where == "loss" else loss + ((weight - weight).sum()).abs().sqrt()
+            return loss, metrics
+
+    with pytest.raises(DivergedError, match=r"stage toy diverged in step 18: .*optimizer\.lr"):
+        train(tmp_path, Bad(), optimizer="muon")
+    store = CheckpointStore(tmp_path / "checkpoints" / "toy", fingerprint={})
+    assert store.steps() == [7, 14]
+    state = store.load()
+    assert state is not None
+    assert all(value.isfinite().all() for value in state["parts"]["ema"]["average"])
+
+
+def test_scores_that_are_never_finite_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="no validation gave a finite score"):
+        train(tmp_path, ToyObjective(), validate=lambda: float("inf"))
+
+
+def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
+    train(tmp_path, ToyObjective(), fingerprint={"optimizer": {"lr": 0.1}})
+    with pytest.raises(CheckpointError, match=r"optimizer\.lr: 0\.1 in the checkpoint, 0\.2 now"):
+        train(tmp_path, ToyObjective(), fingerprint={"optimizer": {"lr": 0.2}})
+
+
+def test_the_host_waits_for_the_device_at_log_points_alone(tmp_path: Path) -> None:
+    class Syncs(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for steps in (12, 36):
+        with Syncs() as syncs:
+            train(
+                tmp_path / str(steps),
+                ToyObjective(),
+                steps=steps,
+                validate=lambda: 1.0,
+                log_every=100,
+                validate_every=100,
+                checkpoint_interval=100,
+            )
+        counts.append(syncs.count)
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
+def test_mixed_precision_trains_alike(tmp_path: Path, dtype: torch.dtype, tolerance: float) -> None:
+    full, mixed = (ToyObjective(dropout=0.0) for _ in range(2))
+    expected = train(tmp_path / "full", full, steps=60)
+    found = train(tmp_path / "mixed", mixed, steps=60, amp=dtype)
+    assert found.best_metric == pytest.approx(expected.best_metric, rel=tolerance)
+    assert found.best_metric != expected.best_metric
+
+
+def test_frozen_parts_and_modes_are_left_alone(tmp_path: Path) -> None:
+    objective = ToyObjective()
+    objective.module[0].requires_grad_(False)
+    objective.module[2].eval()
+    before = weights(objective)
+    train(tmp_path, objective)
+    after = weights(objective)
+    assert same(before[:2], after[:2])
+    assert not same(before[2:], after[2:])
+    assert [part.training for part in objective.module] == [True, True, False, True]
+
+
+def test_evaluating_restores_the_mode_of_every_part() -> None:
+    module = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
+    with evaluating(module):
+        assert not module[0].training
+    assert [module.training, module[0].training, module[1].training] == [True, True, False]
+
+
+def test_records_say_how_fast_and_how_far(tmp_path: Path) -> None:
+    train(tmp_path, ToyObjective(), steps=8, validate=lambda: 1.0)
+    first = records(tmp_path)[0]
+    assert (first["stage"], first["step"], first["epoch"]) == ("toy", 4, 0.8)
+    assert first["points_per_second"] == pytest.approx(first["samples_per_second"] * windows(1, 0)[0, :2, 0].numel())
+    assert 0 <= first["data_wait"] < 1
+    assert first["memory_peak_mb"] > 10
+    assert first["epochs_since_improvement"] == 0.8
+
+
+def test_settings_choose_precision_by_device() -> None:
+    auto = LoopSettings.of(TrainingSettings(), patience=None, device=CPU)
+    assert auto.amp is None
+    assert LoopSettings.of(TrainingSettings(), patience=3, device=torch.device("cuda")).amp is torch.bfloat16
+    half = TrainingSettings(amp=True, amp_dtype="float16")
+    assert LoopSettings.of(half, patience=None, device=CPU).amp is torch.float16
+
+
+def test_resumes_on_real_windows_whose_horizon_changes_within_an_epoch(tmp_path: Path) -> None:
+    path = write_task(tmp_path / "burgers1d.h5", "burgers1d", num=5, frames=9, resolution=8)
+    data = DataSettings(task=("burgers1d",))
+
+    def loader() -> WindowLoader:
+        return WindowLoader({"burgers1d": load_files([path], "burgers1d", data)}, 7, 1, 1, seed=3)
+
+    whole, first, second = ToyObjective(), ToyObjective(on_batch=stop_at(12)), ToyObjective()
+    budget = Budget("epochs", 5)
+    expected = train(tmp_path / "whole", whole, loader=loader(), budget=budget, validate_every="auto")
+    with pytest.raises(Interrupted):
+        train(tmp_path / "parts", first, loader=loader(), budget=budget, validate_every="auto")
+    found = train(tmp_path / "parts", second, loader=loader(), budget=budget, validate_every="auto")
+    assert (found.steps, found.best_step) == (expected.steps, expected.best_step)
+    assert same(weights(whole), weights(second))
+    assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
+    assert records(tmp_path / "whole")[-1]["epoch"] == 5.0
+    assert sum("valid_nrmse" in record for record in records(tmp_path / "whole")) == 5
