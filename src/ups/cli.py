@@ -9,22 +9,22 @@ import dataclasses
 import json
 import signal
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ups import __version__
 from ups.errors import UpsError, UsageError
+from ups.terminal import LineProgress, RichProgress, table, tree
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
+    from ups.config import Settings, StageName
+    from ups.pipeline.run import RunOutcome
     from ups.runtime import Progress
 
 INTERRUPTED = 130
@@ -58,103 +58,24 @@ class SplitChoice(StrEnum):
     test = "test"
 
 
-Config = Annotated[Path, typer.Argument(help="Settings file (YAML).", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that win over the file.")
-]
+_STAGES: dict[StageChoice, StageName | None] = {
+    StageChoice.codec: "codec",
+    StageChoice.operator: "operator",
+    StageChoice.all: None,
+}
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings file (YAML).", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that win over the file.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
-
-
-class LineProgress:
-    """Progress as sparse lines on standard error, for logs and pipes.
-
-    Args:
-        every: seconds between lines about the same piece of work.
-    """
-
-    def __init__(self, every: float = 10.0) -> None:
-        self._every = every
-        self._name = self._unit = ""
-        self._total: float | None = None
-        self._began = self._told = 0.0
-
-    def start(self, name: str, total: float | None = None, unit: str = "") -> None:
-        """Begin a piece of work; nothing is said until it lasts."""
-        self._name, self._total, self._unit = name, total, unit
-        self._began = self._told = time.monotonic()
-
-    def update(self, done: float, note: str = "") -> None:
-        """Say how far the work is, when the last line is old enough."""
-        if time.monotonic() - self._told < self._every:
-            return
-        self._told = time.monotonic()
-        of = f" of {self._total:g}" if self._total is not None else ""
-        self.say(" ".join(filter(None, [f"{self._name}: {done:g}{of}", self._unit, note])))
-
-    def finish(self, note: str = "") -> None:
-        """Say that the work is done, how long it took, and the note."""
-        seconds = time.monotonic() - self._began
-        self.say(" ".join(filter(None, [f"{self._name}: done in {seconds:.1f} s", note])))
-
-    def say(self, line: str) -> None:
-        """Say a line."""
-        typer.echo(line, err=True)
-
-
-class RichProgress(LineProgress):
-    """Progress as a bar with the time left, on a terminal."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bars
-
-        self._bars = Bars(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}", markup=False),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._bar: TaskID | None = None
-
-    def start(self, name: str, total: float | None = None, unit: str = "") -> None:
-        """Show a bar for the work."""
-        super().start(name, total, unit)
-        self.close()
-        self._bar = self._bars.add_task(name, total=total, unit=unit, note="")
-        self._bars.start()
-
-    def update(self, done: float, note: str = "") -> None:
-        """Move the bar."""
-        if self._bar is not None:
-            self._bars.update(self._bar, completed=done, note=note)
-
-    def finish(self, note: str = "") -> None:
-        """Replace the bar by a line."""
-        self.close()
-        super().finish(note)
-
-    def say(self, line: str) -> None:
-        """Say a line above the bar."""
-        self._bars.console.print(line, markup=False, highlight=False)
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bars.remove_task(self._bar)
-            self._bar = None
-        self._bars.stop()
 
 
 @contextmanager
 def _telling() -> Iterator[Progress]:
     """The way progress is told here: a bar, lines, or nothing on every rank but the first."""
     from ups.runtime import SilentProgress, world
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
 
     if not world().is_first:
         yield SilentProgress()
@@ -165,18 +86,18 @@ def _telling() -> Iterator[Progress]:
         finally:
             bar.close()
     else:
-        yield LineProgress()
+        yield LineProgress(say)
 
 
-def _print_table(rows: Sequence[Mapping[str, str]]) -> None:
-    """Print rows in aligned columns; a row that lacks a column leaves it empty."""
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    if not columns:
-        return
-    lines = [columns, *([str(row.get(column, "")) for column in columns] for row in rows)]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
+def _settings(config: Path, overrides: Sequence[str] | None) -> Settings:
+    from ups.config import load_settings
+
+    return load_settings(config, overrides or ())
+
+
+def _print_lines(lines: Iterable[str]) -> None:
     for line in lines:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        typer.echo(line)
 
 
 def _parameters(pairs: Sequence[str]) -> dict[str, float]:
@@ -213,21 +134,12 @@ def options(
     """Universal Physics Stack: fast neural simulators from PDE trajectories."""
 
 
-def _run_pipeline(config: Path, overrides: Sequence[str] | None, **choices: Any) -> None:
-    from ups.config import load_settings
-
-    settings = load_settings(config, overrides or ())
-
-    from ups.pipeline.run import run_pipeline
+def _show(outcome: RunOutcome) -> None:
+    """Print a run's table, what is worth saying, and last its folder."""
     from ups.runtime import world
 
-    with _telling() as progress:
-        outcome = run_pipeline(settings, progress=progress, **choices)
     if world().is_first:
-        _print_table(outcome.table)
-        for message in outcome.messages:
-            typer.echo(message)
-        typer.echo(str(outcome.run_dir))
+        _print_lines([*table(outcome.table), *outcome.messages, str(outcome.run_dir)])
 
 
 @app.command()
@@ -238,7 +150,12 @@ def run(
     skip_checks: Annotated[bool, typer.Option("--skip-checks", help="Do not check first.")] = False,
 ) -> None:
     """Check, train, evaluate and report. Running again does only what is missing; the last line is the run's folder."""
-    _run_pipeline(config, overrides, force=tuple(force or ()), skip_checks=skip_checks, stages="all")
+    settings = _settings(config, overrides)
+    from ups.pipeline.run import run_pipeline
+
+    with _telling() as progress:
+        outcome = run_pipeline(settings, progress=progress, force=tuple(force or ()), skip_checks=skip_checks)
+    _show(outcome)
 
 
 @app.command()
@@ -248,13 +165,18 @@ def train(
     stage: Annotated[StageChoice, typer.Option(help="The stage to train, after those it needs.")] = StageChoice.all,
 ) -> None:
     """Train one stage, or all of them, without the evaluation."""
-    _run_pipeline(config, overrides, stages=stage.value)
+    settings = _settings(config, overrides)
+    from ups.pipeline.run import train_pipeline
+
+    with _telling() as progress:
+        outcome = train_pipeline(settings, progress=progress, stage=_STAGES[stage])
+    _show(outcome)
 
 
 @app.command()
 def evaluate(
     run: Run,
-    more: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="Further files for --data.")] = None,
+    more: Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="Further files for --data.")] = None,
     data: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Score these files instead.")] = None,
     split: Annotated[SplitChoice, typer.Option(help="Split of the run's own data to score.")] = SplitChoice.test,
 ) -> None:
@@ -264,8 +186,8 @@ def evaluate(
     from ups.pipeline.evaluate import evaluate_run
 
     with _telling() as progress:
-        rows = evaluate_run(run, tuple([*(data or ()), *(more or ())]), split.value, progress)
-    _print_table(rows)
+        rows = evaluate_run(run, (*(data or ()), *(more or ())), split.value, progress)
+    _print_lines(table(rows))
 
 
 @app.command()
@@ -274,21 +196,17 @@ def check(
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the problems as JSON.")] = False,
 ) -> None:
-    """Check settings, data and a dry run of every stage; list every problem."""
-    from ups.config import load_settings
-
-    settings = load_settings(config, overrides or ())
-
-    from ups.pipeline.checks import run_checks
-    from ups.pipeline.dry_run import dry_run
+    """Check settings, data and a dry run; list every problem."""
+    settings = _settings(config, overrides)
+    from ups.pipeline.run import check_pipeline
 
     with _telling() as progress:
-        problems = run_checks(settings, progress, dry_run=lambda: dry_run(settings, progress))
+        problems = check_pipeline(settings, progress=progress)
     rows = [dataclasses.asdict(problem) for problem in problems]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:
-        _print_table(rows)
+        _print_lines(table(rows))
         typer.echo(f"{len(rows)} problem{'s' if len(rows) != 1 else ''} found" if rows else "no problems found")
     raise typer.Exit(1 if rows else 0)
 
@@ -303,7 +221,7 @@ def rollout(
         Path | None, typer.Option(metavar="FILE.npy", help="Coordinates (N, dim) to decode at, instead of the grid.")
     ] = None,
 ) -> None:
-    """Predict from the first frames of a file and write the trajectories."""
+    """Predict from the first frames of a file, and write it."""
     from ups.pipeline.rollout import rollout_file
 
     rollout_file(run, source, steps, out, points)
@@ -320,19 +238,21 @@ def report(run: Run) -> None:
 
 @data_app.command("make")
 def data_make(
-    equation: Annotated[str, typer.Argument(help="Name of the equation, such as burgers1d.", show_default=False)],
+    equation: Annotated[
+        str, typer.Argument(metavar="EQUATION", help="Name of the equation, such as burgers1d.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="HDF5 file to write.")],
     samples: Annotated[int, typer.Option(min=1, help="Trajectories.")],
     seed: Annotated[int, typer.Option(min=0, help="Seed of the initial conditions.")],
     params: Annotated[
-        list[str] | None, typer.Argument(metavar="[PARAM=VALUE]...", help="PDE parameters, such as nu=0.01.")
+        list[str] | None, typer.Argument(metavar="PARAM=VALUE", help="PDE parameters, such as nu=0.01.")
     ] = None,
     resolution: Annotated[int | None, typer.Option(min=8, help="Points per axis.")] = None,
     frames: Annotated[int | None, typer.Option(min=2, help="Frames, the first included.")] = None,
     duration: Annotated[float | None, typer.Option("--time", help="Time of the last frame.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
 ) -> None:
-    """Make trajectories with the reference solver, in PDEBench's layout."""
+    """Make a file in PDEBench's layout with the reference solver."""
     values = _parameters(params or ())
     if out.exists() and not overwrite:
         raise UsageError(f"{out} exists; give --overwrite to replace it, or another name to --out")
@@ -340,7 +260,16 @@ def data_make(
 
     with _telling() as progress:
         generate(
-            equation, out, samples, seed, values, resolution=resolution, frames=frames, time=duration, progress=progress
+            equation,
+            out,
+            samples,
+            seed,
+            values,
+            resolution=resolution,
+            frames=frames,
+            time=duration,
+            overwrite=overwrite,
+            progress=progress,
         )
     typer.echo(str(out))
 
@@ -350,7 +279,10 @@ def data_inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="HDF5 file to look at.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Show a file's layout, fields, shapes, ranges, NaNs, parameters and hash; exit 1 when something is wrong."""
+    """Show what is in a file; exit 1 when something is wrong.
+
+    Layout, fields, shapes, ranges, NaNs, parameters, content hash, and what makes it unfit for training.
+    """
     from ups.data.inspect import inspect_file
 
     summary = inspect_file(file)
@@ -358,22 +290,8 @@ def data_inspect(
     if as_json:
         typer.echo(json.dumps(values, indent=2, default=str))
     else:
-        _print_tree(values)
+        _print_lines(tree(values))
     raise typer.Exit(1 if summary.problems else 0)
-
-
-def _print_tree(values: Mapping[str, Any], indent: str = "") -> None:
-    """Print nested values, one per line."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            typer.echo(f"{indent}{name}:")
-            _print_tree(value, f"{indent}  ")
-        elif isinstance(value, tuple | list) and any(isinstance(item, Mapping) for item in value):
-            typer.echo(f"{indent}{name}:")
-            for item in value:
-                typer.echo(f"{indent}  " + ", ".join(f"{key} {inner}" for key, inner in item.items()))
-        else:
-            typer.echo(f"{indent}{name}: {value}")
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
@@ -386,7 +304,8 @@ def main() -> None:
     try:
         app(prog_name="ups")
     except UpsError as error:
-        typer.echo(f"error: {error}", err=True)
+        stopped = error.exit_code in (INTERRUPTED, TERMINATED)
+        typer.echo(f"{error}" if stopped else f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:

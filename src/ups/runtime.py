@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -85,6 +85,7 @@ def run_id(name: str | None, tasks: tuple[str, ...], settings_hash: str) -> str:
     return "-".join([*([name] if name else []), task, settings_hash[:8]])
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Tells a person how far the work is. One piece of work at a time."""
 

@@ -16,7 +16,14 @@ def make_batch(task: str, size: int = 16) -> Batch:
     axes = tuple((np.arange(size) + 0.5) / size for _ in range(equation.dim))
     frames = torch.randn(6, 3, len(equation.fields), *[size] * equation.dim, generator=torch.Generator().manual_seed(0))
     params = torch.full((6, len(equation.parameters)), 0.1)
-    return Batch(task=task, frames=frames, dt=torch.ones(6), params=params, grid=Grid(axes=axes, periodic=equation.periodic), context=1)
+    return Batch(
+        task=task,
+        frames=frames,
+        dt=torch.ones(6),
+        params=params,
+        grid=Grid(axes=axes, periodic=equation.periodic),
+        context=1,
+    )
 
 
 @pytest.mark.parametrize("task", ["burgers1d", "advection1d", "reaction_diffusion1d", "reaction_diffusion2d"])
@@ -27,7 +34,9 @@ def test_the_right_hand_side_commutes_with_every_symmetry_drawn(task: str) -> No
     spacing = tuple((high - low) / 16 for low, high in equation.domain)
     u = batch.frames.double()
     rates = torch.stack([equation.rhs(u[:, t], batch.params.double(), spacing) for t in range(u.shape[1])], 1)
-    both = Batch(task=task, frames=torch.cat([u, rates], 1), dt=batch.dt, params=batch.params, grid=batch.grid, context=1)
+    both = Batch(
+        task=task, frames=torch.cat([u, rates], 1), dt=batch.dt, params=batch.params, grid=batch.grid, context=1
+    )
     moved = augment(both, torch.Generator().manual_seed(3)).frames
     fields, wanted = moved[:, :3], moved[:, 3:]
     assert not torch.equal(fields, u)

@@ -207,8 +207,8 @@ def test_the_same_trajectory_in_two_named_files(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5") as a, h5py.File(tmp_path / "b.h5", "r+") as b:
         b["tensor"][2] = a["tensor"][3]
     said = refused(settings(tmp_path, split=SplitSettings(train_files=("a.h5",), test_files=("b.h5",))))
-    assert "the same trajectory is in" in said
-    assert "test (number 2)" in said
+    assert f"{tmp_path / 'b.h5'}: the same trajectory is in test and in " in said
+    assert f"({tmp_path / 'a.h5'}, trajectory 3) (trajectory 2)" in said
 
 
 def test_an_empty_folder_and_one_without_the_task(tmp_path: Path) -> None:

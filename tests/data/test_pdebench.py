@@ -112,12 +112,24 @@ def test_other_layouts_are_recognised_but_not_trained_on(tmp_path: Path, task: s
     assert all(field.num_nan == 0 and field.low is not None for field in summary.ranges)
 
 
+def test_initial_states_alone_are_read_when_asked_for(tmp_path: Path) -> None:
+    path = write_task(tmp_path / "some.h5", "shallow_water2d", frames=4, resolution=8, lengths=[1] * 6)
+    with pytest.raises(DataError, match="fewer than 2 frames"):
+        open_trajectories(path)
+    with open_trajectories(path, min_frames=1) as initial:
+        assert initial.read([0, 5]).shape == (2, 1, 1, 8, 8)
+        assert initial.times.tolist() == [0]
+
+
 def test_an_ambiguous_file_is_read_as_asked(tmp_path: Path) -> None:
     path = write_task(tmp_path / "some.h5", "burgers1d", Nu=None)
     with pytest.raises(DataError, match="cannot tell its task"):
         open_trajectories(path)
     with pytest.raises(DataError, match="parameter nu is missing"):
         open_trajectories(path, "burgers1d")
+    summary = inspect_file(path)
+    assert (summary.task, summary.trainable) == (None, False)
+    assert "cannot tell its task" in str(summary.problems[0])
 
 
 def test_an_unknown_task_is_an_error(tmp_path: Path) -> None:

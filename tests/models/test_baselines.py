@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-
 from tests.models.helpers import make_spec
+
 from ups.errors import UpsError
 from ups.models.baselines import FNO, NetworkEmulator, SpectralConv, make_baseline
 
@@ -29,7 +29,9 @@ def test_the_linear_baseline_solves_linear_problems() -> None:
     u = torch.randn(200, 1, 32)
     linear.fit("task", [(u, u.roll(1, -1), torch.zeros(200, 0))])  # type: ignore[operator]
     unseen = torch.randn(2, 1, 1, 32)
-    torch.testing.assert_close(linear.rollout(unseen, 5, **arguments(2))[:, -1], unseen[:, 0].roll(5, -1), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        linear.rollout(unseen, 5, **arguments(2))[:, -1], unseen[:, 0].roll(5, -1), atol=1e-3, rtol=0
+    )
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
@@ -43,7 +45,9 @@ def test_a_spectral_convolution_multiplies_every_kept_mode_by_its_matrix(axes: i
     u = torch.stack([wave, torch.zeros_like(wave)])[None]
     matrix = torch.view_as_complex(layer.weight.detach())[0][(0, slice(None), *[2] * axes)]
     phase = 2 * math.pi * sum(2 * g for g in grids)
-    wanted = torch.stack([matrix[o].real * torch.cos(phase) - matrix[o].imag * torch.sin(phase) for o in range(2)])[None]
+    wanted = torch.stack([matrix[o].real * torch.cos(phase) - matrix[o].imag * torch.sin(phase) for o in range(2)])[
+        None
+    ]
     torch.testing.assert_close(layer(u).detach(), wanted, atol=1e-5, rtol=1e-4)
     high = torch.cos(2 * math.pi * 5 * grids[-1]).expand(1, 2, *[size] * axes)
     assert layer(high).abs().max() < 1e-5

@@ -10,7 +10,14 @@ from ups.models.operator import LatentOperator, Patches
 
 def make(axes: int, architecture: str, **changes: object) -> LatentOperator:
     torch.manual_seed(0)
-    sizes: dict[str, object] = {"patch": 4, "architecture": architecture, "hidden_dim": 16, "heads": 2, "depths": (1, 1), "stem_width": 8}
+    sizes: dict[str, object] = {
+        "patch": 4,
+        "architecture": architecture,
+        "hidden_dim": 16,
+        "heads": 2,
+        "depths": (1, 1),
+        "stem_width": 8,
+    }
     operator = LatentOperator(axes, {"a": (2, 3), "b": (1, 1)}, {"a": 1, "b": 0}, **{**sizes, **changes})  # type: ignore[arg-type]
     for p in operator.parameters():
         torch.nn.init.normal_(p, std=0.2)

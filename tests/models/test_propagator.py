@@ -10,7 +10,10 @@ import torch
 from ups.models.propagator import LinearPropagator, ModeTransform, cosine_basis
 
 
-@pytest.mark.parametrize(("shape", "periodic"), [((16,), True), ((15,), True), ((8, 12), True), ((16,), False), ((8, 6), False), ((4, 6, 8), True)])
+@pytest.mark.parametrize(
+    ("shape", "periodic"),
+    [((16,), True), ((15,), True), ((8, 12), True), ((16,), False), ((8, 6), False), ((4, 6, 8), True)],
+)
 def test_modes_and_back_is_the_identity(shape: tuple[int, ...], periodic: bool) -> None:
     transform = ModeTransform(shape, [periodic] * len(shape))
     u = torch.randn(2, 3, *shape)
@@ -69,4 +72,6 @@ def test_unseen_parameters_between_training_values() -> None:
 
 def test_it_is_the_identity_before_it_is_fitted() -> None:
     u = torch.randn(2, 2, 8, 8)
-    torch.testing.assert_close(LinearPropagator((8, 8), [True, True], 2, 0, [False, False])(u, torch.zeros(2, 0)), u, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        LinearPropagator((8, 8), [True, True], 2, 0, [False, False])(u, torch.zeros(2, 0)), u, atol=1e-5, rtol=0
+    )

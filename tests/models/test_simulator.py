@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
 from tests.models.helpers import make_spec
+
 from ups.errors import CheckpointError, UpsError, UsageError
 from ups.models.simulator import Architecture, Simulator
 from ups.models.store import load_model, save_model
@@ -65,7 +65,9 @@ def test_units_do_not_matter() -> None:
     """The same model in units that are a thousand times larger predicts the same fields."""
     plain, scaled = make(), make(mean=(300.0,), std=(1700.0,))
     u = torch.randn(2, 1, 1, 32)
-    torch.testing.assert_close(scaled.rollout(1000 * u, 3, **arguments(2)) / 1000, plain.rollout(u, 3, **arguments(2)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        scaled.rollout(1000 * u, 3, **arguments(2)) / 1000, plain.rollout(u, 3, **arguments(2)), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_grids_that_cannot_be_cut_into_tokens_are_refused() -> None:
@@ -109,7 +111,9 @@ def test_damaged_or_missing_models_are_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def surrogate() -> Surrogate:
-    return Surrogate(make(param_names=("nu",), param_log=(True,), param_mean=(-4.0,), param_std=(0.5,)), torch.device("cpu"))
+    return Surrogate(
+        make(param_names=("nu",), param_log=(True,), param_mean=(-4.0,), param_std=(0.5,)), torch.device("cpu")
+    )
 
 
 def test_users_call_it_with_arrays_and_names(surrogate: Surrogate) -> None:

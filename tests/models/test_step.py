@@ -52,4 +52,6 @@ def test_the_scale_in_two_dimensions_is_that_of_the_smallest_flux() -> None:
     x, y = potential.roll(1, 2) - potential, potential.roll(1, 3) - potential
     rest = Rest(1, "flux", [True, True])
     rest.fit(x - x.roll(-1, 2) + y - y.roll(-1, 3))
-    torch.testing.assert_close(rest.flux_scale.item(), (x.square() + y.square()).mean().sqrt().item(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        rest.flux_scale.item(), (x.square() + y.square()).mean().sqrt().item(), rtol=1e-3, atol=0
+    )

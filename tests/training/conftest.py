@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from typing import runtime_checkable
-
 import pytest
 import torch
-
-from ups.runtime import Progress
-
-runtime_checkable(Progress)  # beartype checks it at run time
 
 
 @pytest.fixture(autouse=True)

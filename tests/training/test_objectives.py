@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
 from tests.models.helpers import make_spec
+
 from ups.data.augment import Augment
 from ups.data.fields import Batch, Grid
 from ups.models.baselines import NetworkEmulator
@@ -144,8 +144,8 @@ def test_a_lossless_codec_reconstructs_and_a_lossy_one_learns() -> None:
 def test_a_perfect_model_has_no_loss() -> None:
     """The linear base solves a shift exactly; with no rest on top every term vanishes."""
     simulator = make_simulator(16)
-    torch.nn.init.zeros_(simulator.operator.outlets["task"].weight)  # type: ignore[union-attr,arg-type]
-    torch.nn.init.zeros_(simulator.operator.outlets["task"].bias)  # type: ignore[union-attr,arg-type]
+    torch.nn.init.zeros_(simulator.operator.outlets["task"].weight)  # type: ignore[arg-type]
+    torch.nn.init.zeros_(simulator.operator.outlets["task"].bias)  # type: ignore[arg-type]
     u = torch.randn(200, 1, 32)
     simulator.fit("task", [(u, u.roll(2, -1), torch.zeros(200, 0))])
     start = torch.randn(4, 1, 32)

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from ups.config.load import dump_settings, load_settings, settings_hash
-from ups.config.schema import Settings
+from ups.config.schema import Settings, StageName
 
-__all__ = ["Settings", "dump_settings", "load_settings", "settings_hash"]
+__all__ = ["Settings", "StageName", "dump_settings", "load_settings", "settings_hash"]

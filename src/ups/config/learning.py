@@ -81,27 +81,28 @@ class OptimizerSettings(Group):
     """The optimizer. Under `muon`, matrices are trained by Muon and the rest by Adam at `adam_lr`."""
 
     name: Literal["adam", "adamw", "sgd", "muon"] = "muon"
-    lr: PositiveFloat = 1e-3
+    lr: PositiveFloat = 5e-3
     weight_decay: NonNegativeFloat = 0.0
     betas: Annotated[tuple[BelowOne, BelowOne], BeforeValidator(as_tuple)] = (0.9, 0.99)
     momentum: BelowOne = 0.9
     muon_momentum: BelowOne = 0.95
     muon_ns_steps: PositiveInt = 5
-    adam_lr: PositiveFloat = 1e-3
+    adam_lr: PositiveFloat = 2e-3
     scheduler: Schedule = CosineSchedule()
 
 
 class QuerySamplingSettings(Group):
     """Random points at which decoded fields are compared."""
 
-    num_queries: PositiveInt = 1024
+    num_queries: PositiveInt | None = None
+    """null compares at every grid point."""
 
 
 class TrainingSettings(Group):
     """What every stage's training shares."""
 
-    batch_size: PositiveInt = 32
-    """Windows per rank and accumulation step."""
+    batch_size: PositiveInt | Literal["auto"] = "auto"
+    """Windows per rank and accumulation step; `auto` is 32 in one dimension, 8 in two, 2 in three."""
     accum_steps: PositiveInt = 1
     num_workers: NonNegativeInt | Literal["auto"] = "auto"
     pin_memory: bool | Literal["auto"] = "auto"
@@ -124,6 +125,8 @@ class TrainingSettings(Group):
     lambda_inv_dec: NonNegativeFloat = 0.0
     lambda_rollout: NonNegativeFloat = 0.0
     rollout_horizon: PositiveInt = 1
+    rollout_start: Fraction = 0.7
+    """Part of the budget after which roll-outs join the loss."""
     lambda_spectral: NonNegativeFloat = 0.0
     inverse_loss_warmup_epochs: NonNegativeInt = 15
     inverse_loss_max_weight: NonNegativeFloat = 0.05

@@ -124,7 +124,7 @@ def _text_of(path: Path) -> str:
 
 
 def _override_document(overrides: Iterable[str]) -> _Document:
-    """The overrides as one document, so that they are merged, and checked against each other, like a file."""
+    """The overrides as one document, a later one over an earlier one."""
     tree: dict[str, Any] = {}
     for override in overrides:
         name, equals, text = override.partition("=")

@@ -31,9 +31,8 @@ BaselineName = Literal["persistence", "linear", "fno", "unet"]
 class CodecSettings(Group):
     """Encoder and decoder between fields and latent tokens."""
 
-    overlap: NonNegativeInt = 0
-    """Points by which a token's kernel reaches over each side of its patch."""
     train_with_operator: bool = False
+    """Whether the operator's stage trains the codec too, instead of freezing it."""
 
 
 class LatentSettings(Group):
@@ -50,14 +49,15 @@ class PdetSettings(Group):
 
     hidden_dim: PositiveInt = 64
     depths: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1), BeforeValidator(as_tuple)] = 3
-    """Blocks: one number for a stack; a list is one number per level of a U."""
+    """Blocks: of a stack, or of each of two levels of a U; a list is one number per level."""
     heads: PositiveInt = 4
     window: PositiveInt | None = None
     """Tokens per side of an attention window; null attends globally."""
     mlp_ratio: PositiveFloat = 2.0
     qk_norm: bool = True
     drop_path: BelowOne = 0.0
-    stem_width: NonNegativeInt = 32
+    stem_width: PositiveInt | Literal["auto"] = "auto"
+    """Channels of the layers at full resolution, before and after the tokens; `auto` is 32 in one dimension, else 16."""
     use_activation_checkpoint: bool = False
 
     @model_validator(mode="after")
@@ -168,8 +168,8 @@ class Settings(Group):
         optimizer = stage.optimizer or self.optimizer
         return optimizer if stage.scheduler is None else optimizer.model_copy(update={"scheduler": stage.scheduler})
 
-    def batch_size_of(self, name: StageName) -> int:
-        """Windows per batch of a stage."""
+    def batch_size_of(self, name: StageName) -> int | Literal["auto"]:
+        """Windows per batch of a stage; `auto` is settled by the data's dimensions."""
         return self.stage(name).batch_size or self.training.batch_size
 
     def patience_of(self, name: StageName) -> int | None:

@@ -74,6 +74,8 @@ def _measure(text: str, source: str) -> None:
     opened: list[tuple[str | None, int]] = []
     for event in yaml.parse(text, Loader=_Loader):
         anchor = getattr(event, "anchor", None)
+        if getattr(event, "tag", None) is not None:
+            raise yaml.parser.ParserError(None, None, f"the tag {event.tag} is refused", event.start_mark)
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == name for name, _ in opened):
                 raise SettingsError(f"{source}: the alias *{anchor} stands inside its own anchor; write the value out")
@@ -121,5 +123,5 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def dump_yaml(value: Any) -> str:
-    """The YAML text that [`parse_yaml`][ups.config.yaml_text.parse_yaml] reads back as `value`."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    """The YAML text, in ASCII, that `parse_yaml` reads back as `value`."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=120)

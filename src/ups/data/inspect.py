@@ -80,7 +80,8 @@ def inspect_file(path: Path | str) -> FileSummary:
             task = tasks[0] if len(tasks) == 1 else None
             equation = EQUATIONS.get(task) if task else None
             params = _parameters(file, layout, equation) if equation else {}
-        problems = _training_problems(file, task) if equation else list(layout.problems)
+        recognised = task is not None and equation is None
+        problems = list(layout.problems) if recognised else _training_problems(file, task)
         scanned = None if layout.problems else scan(file, layout)
         return FileSummary(
             path=str(path),

@@ -154,6 +154,10 @@ def _dense_layout(
     file: h5py.File, name: str, tasks: tuple[str, ...], fields: tuple[str, ...], columns: tuple[Column, ...]
 ) -> DenseLayout:
     problems: list[DataProblem] = []
+    for column in columns:
+        dataset = file[column.dataset]
+        if dataset.ndim < 2 + column.has_time + column.has_channels:
+            raise bad(file.filename, f"its shape {dataset.shape} has too few dimensions", REWRITE, column.dataset)
     num, _, _, grid_shape = columns[0].shape(file)
     frames = 1
     for column in columns:

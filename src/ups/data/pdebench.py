@@ -30,7 +30,7 @@ HDF5_LOCK = threading.RLock()
 CHUNK_CACHE_BYTES = 32 << 20
 """Decompressed chunks kept per dataset: published files store 25 trajectories to a chunk."""
 
-_DAMAGE = (OSError, KeyError, RuntimeError, TypeError, UnicodeDecodeError)
+_DAMAGE = (OSError, KeyError, RuntimeError, TypeError, ValueError)
 """All of these are raised by h5py when metadata are damaged: missing objects, broken types, names that are no text."""
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -76,6 +76,7 @@ class TrajectoryFile:
     Args:
         file: the open file; it is closed by `close`.
         task: read as this task; None infers it.
+        min_frames: shorter trajectories are an error; 1 admits files of initial states.
 
     Attributes:
         fields: names of the channels.
@@ -88,7 +89,7 @@ class TrajectoryFile:
         DataError: the structure is not fit for training; every reason is listed.
     """
 
-    def __init__(self, file: h5py.File, task: str | None = None) -> None:
+    def __init__(self, file: h5py.File, task: str | None = None, *, min_frames: int = 2) -> None:
         self.path = Path(file.filename)
         self._file = file
         with damage_named(self.path, "its structure"):
@@ -96,7 +97,7 @@ class TrajectoryFile:
             self.task = settle_task(file, self._layout, task)
             self.equation = _trainable(self.path, self.task, self._layout)
             self.params, problems = read_parameters(file, self._layout, self.equation)
-        problems = [*self._layout.problems, *problems, *structure_problems(self.path, self._layout)]
+        problems = [*self._layout.problems, *problems, *structure_problems(self.path, self._layout, min_frames)]
         if problems:
             raise BadDataError(problems)
         self.fields = tuple(field.name for field in self.equation.fields)
@@ -176,12 +177,13 @@ class TrajectoryFile:
         self.close()
 
 
-def open_trajectories(path: Path | str, task: str | None = None) -> TrajectoryFile:
+def open_trajectories(path: Path | str, task: str | None = None, *, min_frames: int = 2) -> TrajectoryFile:
     """Opens a file in one of the published layouts for training or evaluation.
 
     Args:
         path: the HDF5 file.
         task: name of its equation; None infers it from layout, name and attributes.
+        min_frames: shorter trajectories are an error; 1 admits files of initial states.
 
     Raises:
         DataError: missing, truncated, not HDF5, of another layout or task, a layout that training does not support
@@ -190,7 +192,7 @@ def open_trajectories(path: Path | str, task: str | None = None) -> TrajectoryFi
     """
     file = open_hdf5(Path(path))
     try:
-        return TrajectoryFile(file, task)
+        return TrajectoryFile(file, task, min_frames=min_frames)
     except UpsError:
         file.close()
         raise
@@ -216,7 +218,7 @@ def _trainable(path: Path, task: str, layout: Layout) -> Equation:
     return equation
 
 
-def structure_problems(path: Path, layout: Layout) -> list[DataProblem]:
+def structure_problems(path: Path, layout: Layout, min_frames: int) -> list[DataProblem]:
     """What makes coordinates, time stamps and frame counts unfit, all of it."""
     problems = []
 
@@ -233,9 +235,9 @@ def structure_problems(path: Path, layout: Layout) -> list[DataProblem]:
             wrong(f"has {axis.size} coordinates for {cells} cells", where, "give one coordinate per cell")
         else:
             problems += _axis_problems(path, axis, where)
-    short = [trajectory for trajectory, length in enumerate(layout.lengths) if length < 2]
+    short = [trajectory for trajectory, length in enumerate(layout.lengths) if length < min_frames]
     if short:
-        what = f"{len(short)} of {len(layout.lengths)} trajectories have fewer than 2 frames"
+        what = f"{len(short)} of {len(layout.lengths)} trajectories have fewer than {min_frames} frames"
         wrong(what, f"the first is {layout.place(short[0])}", "remove them, or generate them again")
     longest = max(layout.lengths, default=0)
     if layout.times is None:

@@ -41,11 +41,14 @@ def load_splits(data: DataSettings) -> dict[str, dict[str, TrajectorySet]]:
         sources = {task: _sources(list(opened[task].values()), data) for task in data.task}
         in_memory = _fits([source for of_task in sources.values() for source in of_task], data)
         loaded: dict[str, dict[str, TrajectorySet]] = {split: {} for split in SPLITS}
+        problems: list[DataProblem] = []
         for task, of_task in sources.items():
             everything = build_set(of_task, in_memory=in_memory)
-            for split, chosen in _shares(files[task], of_task, everything.hashes, data).items():
+            shares = _shares(files[task], of_task, everything.hashes, data)
+            problems += _leaks(shares, of_task, everything.hashes)
+            for split, chosen in shares.items():
                 loaded[split][task] = everything.subset(chosen)
-        raise_if_any([leak for task in data.task for leak in _leaks(task, loaded)])
+        raise_if_any(problems)
         if not in_memory:
             stack.pop_all()  # the sets read from these files as long as they live
     return loaded
@@ -150,6 +153,8 @@ def _shares(
         source.file.path: np.arange(low, high) for source, (low, high) in zip(sources, pairwise(edges), strict=True)
     }
     named = {split: np.concatenate([numbers[path] for path in paths]) for split, paths in files.by_split}
+    if any(not len(chosen) for chosen in named.values()):
+        raise bad(sources[0].file.path, "a split has no trajectory", "raise data.max_samples")
     if "valid" in named:
         return named
     split = data.split
@@ -236,15 +241,16 @@ def _fits(sources: Sequence[Source], data: DataSettings) -> bool:
     return sum(source.num_bytes for source in sources) <= data.memory_budget_gb * 2**30
 
 
-def _leaks(task: str, loaded: Mapping[str, Mapping[str, TrajectorySet]]) -> list[DataProblem]:
+def _leaks(shares: Mapping[str, np.ndarray], sources: Sequence[Source], hashes: Sequence[str]) -> list[DataProblem]:
     """Trajectories of one task that stand in two splits, by content."""
+    origins = [(source.file, int(number)) for source in sources for number in source.indices]
     home: dict[str, tuple[str, int]] = {}
     problems = []
-    for split in SPLITS:
-        for number, content in enumerate(loaded[split][task].hashes if task in loaded[split] else ()):
-            other, position = home.setdefault(content, (split, number))
+    for split in (name for name in SPLITS if name in shares):
+        for number in shares[split].tolist():
+            other, earlier = home.setdefault(hashes[number], (split, number))
             if other != split:
-                what = f"the same trajectory is in {other} (number {position}) and {split} (number {number})"
-                where = f"content {content[:12]}"
-                problems.append(DataProblem(task, what, where, "remove one of the two from its file"))
+                (file, place), (twin_file, twin) = origins[number], origins[earlier]
+                what = f"the same trajectory is in {split} and in {other} ({twin_file.path}, {twin_file.place(twin)})"
+                problems.append(DataProblem(str(file.path), what, file.place(place), "remove one of the two"))
     return problems

@@ -49,8 +49,9 @@ class WindowLoader:
     """Batches of windows of one or more tasks: each window of the horizon once per epoch, each batch of one task.
 
     A task's windows are cut into as few batches of at most `batch_size` (per rank) as hold them all, of sizes that
-    differ by at most one; the batches of all tasks are shuffled together, so that tasks come in proportion to their
-    windows. Order is a function of (seed, epoch, horizon) alone: the position in the epoch is all the state there is.
+    differ by at most one (a batch size of one is exceeded by one where ranks would go empty); the batches of all tasks
+    are shuffled together, so that tasks come in proportion to their windows. Order is a function of (seed, epoch,
+    horizon) alone: the position in the epoch is all the state there is.
 
     Args:
         sets: the trajectories of each task.
@@ -147,10 +148,9 @@ class WindowLoader:
         """
         if state["seed"] != self.seed:
             raise DataError(f"the batches were drawn from seed {state['seed']}, not {self.seed}; resume with that")
-        self.epoch, self.horizon = state["epoch"], state["horizon"]
-        if not 0 <= state["position"] < self.steps_per_epoch:
+        if not 0 <= state["position"] < len(self._plan(state["epoch"], state["horizon"]).batches):
             raise DataError(f"there is no batch {state['position']} in this data; resume with the data trained on")
-        self._position = state["position"]
+        self.epoch, self._position, self.horizon = state["epoch"], state["position"], state["horizon"]
 
     def close(self) -> None:
         """Stops reading ahead."""

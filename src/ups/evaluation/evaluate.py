@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,43 +14,19 @@ import torch
 from ups.data.trajectories import TrajectorySet
 from ups.errors import UpsError
 from ups.evaluation import metrics, showcase
+from ups.evaluation.protocol import MODES, Protocol, describe
 from ups.evaluation.rollout import has_codec, predict_single_steps, reconstruct, rollout_trajectories
-from ups.evaluation.scores import Score, ScoreAccumulator, TaskScores, mean_score
+from ups.evaluation.scores import SCHEMA_VERSION, Score, ScoreAccumulator, TaskScores, mean_score
 from ups.evaluation.showcase import Showcase
 from ups.models.emulator import Emulator
 from ups.physics.solvers.cost import SolverCost
 from ups.runtime import Progress, SilentProgress
 
-SCHEMA_VERSION = 1
-MODES = ("latent", "physical")
+__all__ = ["Evaluation", "Protocol", "TaskEvaluation", "evaluate"]
+
 
 DETERMINISTIC = "the prediction is deterministic: there is no ensemble to score"
 NO_SOLVER = "no reference solver was timed"
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How emulators are judged.
-
-    Args:
-        split: name of the split, for the record.
-        max_samples: trajectories per task, spread evenly over the split; None takes all.
-        steps: frames to predict; None goes to the end of each trajectory.
-        mode: `latent` stays in latent space between steps; `physical` decodes and encodes at each.
-        batch_size: trajectories rolled out together, which is also what the wall clock is taken of.
-    """
-
-    split: str = "test"
-    max_samples: int | None = None
-    steps: int | None = None
-    mode: str = "latent"
-    batch_size: int = 32
-
-    def choose(self, trajectories: TrajectorySet) -> list[int]:
-        """Numbers of the trajectories of a set that are scored."""
-        num = trajectories.num
-        wanted = num if self.max_samples is None else min(num, self.max_samples)
-        return [place * num // wanted for place in range(wanted)]
 
 
 @dataclass(frozen=True)
@@ -99,7 +74,13 @@ class Evaluation:
             task = tasks[name]
             ours = task.emulators[self.subject]
             scores = {**ours.scores, "solver_speedup": _speedup(ours, cost, task.facts["steps"])}
-            facts = {**task.facts, "solver": {"resolution": cost.resolution, "nrmse": cost.nrmse, "found": cost.found}}
+            solver = {
+                "resolution": cost.resolution,
+                "nrmse": cost.nrmse,
+                "seconds": cost.seconds_per_trajectory,
+                "found": cost.found,
+            }
+            facts = {**task.facts, "solver": solver}
             emulators = {**task.emulators, self.subject: replace(ours, scores=scores)}
             tasks[name] = replace(task, emulators=emulators, facts=facts)
         return replace(self, tasks=tasks)
@@ -141,7 +122,9 @@ class Evaluation:
             part.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
             os.replace(part, folder / f"{scope}.json")
         except OSError as error:
-            raise UpsError(f"{folder} cannot be written: {error.strerror}; free space or choose another runs_dir") from error
+            raise UpsError(
+                f"{folder} cannot be written: {error.strerror}; free space or choose another runs_dir"
+            ) from error
 
 
 def evaluate(
@@ -187,12 +170,17 @@ def evaluate(
         kept: tuple[Showcase, ...] = ()
         if showcases:
             context = emulators[subject].tasks[task].context
-            options: dict[str, Any] = {"context": context, "steps": protocol.steps, "mode": protocol.mode, "device": device}
+            options: dict[str, Any] = {
+                "context": context,
+                "steps": protocol.steps,
+                "mode": protocol.mode,
+                "device": device,
+            }
             kept = showcase.take(emulators, trajectories, showcase.choose(found[subject].per_sample), **options)
         tasks[task] = TaskEvaluation(found, modes, _facts(trajectories, len(found[subject].curve.mean)), kept)
     progress.finish(f"nrmse {_text(tasks, subject)}")
     contexts = {task: emulators[subject].tasks[task].context for task in sets}
-    return Evaluation(_describe(protocol, sets, chosen, contexts, device), tasks, subject)
+    return Evaluation(describe(protocol, sets, chosen, contexts, device), tasks, subject)
 
 
 @dataclass(frozen=True)
@@ -234,7 +222,9 @@ class _Scorer:
                 pair = reconstruct(emulator, trajectories, index, batch_size=size, device=device)
                 codec += metrics.nrmse(*pair).tolist()
         more = {
-            "one_step_nrmse": mean_score(single, "a single step from true frames is not finite, or a true field is zero"),
+            "one_step_nrmse": mean_score(
+                single, "a single step from true frames is not finite, or a true field is zero"
+            ),
             "codec_nrmse": mean_score(codec, "a decoded frame is not finite, or a true field is zero"),
             **{name: Score(None, DETERMINISTIC) for name in ("crps", "spread_skill", "ece")},
             "solver_speedup": Score(None, NO_SOLVER),
@@ -267,38 +257,6 @@ def _facts(trajectories: TrajectorySet, steps: int) -> dict[str, Any]:
         "steps": steps,
         "parameters": ranges,
     }
-
-
-def _describe(
-    protocol: Protocol,
-    sets: Mapping[str, TrajectorySet],
-    chosen: Mapping[str, Sequence[int]],
-    contexts: Mapping[str, int],
-    device: torch.device,
-) -> dict[str, Any]:
-    """The protocol as it was carried out. Its hash is of what was asked, not of the machine that answered."""
-    tasks = {
-        task: {
-            "num_samples": len(chosen[task]),
-            "indices": _hash(list(chosen[task])),
-            "context": contexts[task],
-            "data_hash": trajectories.content_hash,
-            "grid": list(trajectories.grid.shape),
-            "dt": float(trajectories.dt),
-        }
-        for task, trajectories in sets.items()
-    }
-    asked = {"split": protocol.split, "steps": protocol.steps, "rollout_mode": protocol.mode, "tasks": tasks}
-    machine = {"device": _device_name(device), "threads": torch.get_num_threads(), "batch_size": protocol.batch_size}
-    return {**asked, **machine, "hash": _hash(asked)}
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _leaves(tree: Any, read: Any, keep_none: bool = True) -> Any:

@@ -71,7 +71,7 @@ def max_error(prediction: Trajectories, truth: Trajectories) -> PerSample:
 
 
 def vrmse(prediction: Trajectories, truth: Trajectories) -> PerSample:
-    """The Well's VRMSE: mean over frames and channels of sqrt(<(p - u)^2> / (<(u - <u>)^2> + 1e-7)), <.> over the grid."""
+    """The Well's VRMSE: mean over frames and channels of sqrt(<(p - u)^2> / (<(u - <u>)^2> + 1e-7)), <> over space."""
     variance = truth.double().flatten(3).var(dim=3, correction=0)
     return (mean_square_error(prediction, truth) / (variance + VRMSE_EPS)).sqrt().mean(dim=(1, 2))
 
@@ -112,9 +112,10 @@ def _own_mirror(size: int) -> Tensor:
 def energy_spectrum(
     u: Float[Tensor, "sample channel *grid"], periodic: Sequence[bool]
 ) -> Float64[Tensor, "sample channel shell"]:
-    """Energy in each shell k <= |k| < k + 1 of wave numbers (waves per length of the domain); it sums to the mean of u^2.
+    """Energy in each shell s <= |k| < s + 1 of wave numbers (waves per length of the domain).
 
-    An axis that is not periodic is continued evenly (the cosine transform), so that its ends make no spurious waves.
+    It sums to the mean of u^2. An axis that is not periodic is continued evenly (the cosine transform), so that its
+    ends make no spurious waves.
     """
     values = u.double()
     for axis, wraps in enumerate(periodic, start=2):
@@ -127,8 +128,9 @@ def energy_spectrum(
         for size, wave in zip(values.shape[2:], waves, strict=True)
     ]
     shell = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(dim=0).sqrt().floor().long().flatten()
-    energy = power.new_zeros(*u.shape[:2], int(shell.max()) + 1)
-    return energy.index_add_(2, shell, power.flatten(2))
+    energy: Tensor = power.new_zeros(*u.shape[:2], int(shell.max()) + 1)
+    energy.index_add_(2, shell, power.flatten(2))
+    return energy
 
 
 def conservation_gap(
@@ -159,9 +161,7 @@ def conservation_gap(
     return (losses[0] - losses[1]).clamp(min=0).amax(dim=1)
 
 
-def bc_violation(
-    prediction: Trajectories, truth: Trajectories, periodic: Sequence[bool]
-) -> PerSample:
+def bc_violation(prediction: Trajectories, truth: Trajectories, periodic: Sequence[bool]) -> PerSample:
     """Slope through the walls of a no-flow domain: rms of dx du/dn at the walls over the rms of the true field.
 
     The walls lie half a cell outside the outermost centres; the slope there is the second-order one-sided difference
@@ -173,8 +173,9 @@ def bc_violation(
             continue
         for u in (prediction.double(), prediction.double().flip(axis)):
             first, second, third = (u.select(axis, index) for index in range(3))
-            slopes.append((-2 * first + 3 * second - third).square().flatten(3).movedim(2, 1).flatten(2))
-    mismatch = torch.cat(slopes, dim=2).mean(dim=2)
+            slope = (-2 * first + 3 * second - third).unsqueeze(-1).flatten(3)
+            slopes.append(slope.transpose(1, 2).flatten(2))
+    mismatch = torch.cat(slopes, dim=2).square().mean(dim=2)
     return (mismatch / mean_square(truth).mean(dim=1)).sqrt().mean(dim=1)
 
 

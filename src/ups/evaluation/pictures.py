@@ -68,7 +68,7 @@ def reach(error: Array) -> float:
 def player_data(showcases: Sequence[Showcase], emulators: Sequence[str]) -> dict[str, Any]:
     """What the player shows, small enough for a page: the emulators that fit are kept in the order given.
 
-    Fields are quantised to 8 bits in two dimensions and 16 in one, errors by themselves on their own scale, and deflated.
+    Fields are quantised to 8 bits in two dimensions and 16 in one, errors apart on their own scale, and deflated.
     """
     share = PLAYER_BYTES / max(len(showcases), 1)
     return {
@@ -82,7 +82,8 @@ def _trajectory(one: Showcase, emulators: Sequence[str], share: float) -> dict[s
     bits = 16 if one.truth.ndim == 3 else 8
     low, high = zip(*(bounds(one.truth[:, channel]) for channel in range(len(one.fields))), strict=True)
     truth = _pack(one.truth, low, high, bits)
-    used, errors = len(truth), {}
+    used = len(truth)
+    errors: dict[str, Any] = {}
     for name in (name for name in emulators if name in one.predictions):
         error = one.predictions[name] - one.truth
         scale = [_largest(error[:, channel]) for channel in range(len(one.fields))]
@@ -116,7 +117,7 @@ def _largest(error: Array) -> float:
 
 
 def _pack(values: Array, low: Sequence[float], high: Sequence[float], bits: int) -> str:
-    """(time, channel, *grid) as whole numbers from `low` to `high` of each channel; the largest number is "not finite"."""
+    """(time, channel, *grid) as whole numbers from `low` to `high` of each channel; the largest is "not finite"."""
     top = 2**bits - 2
     codes = np.empty(values.shape, dtype=np.uint8 if bits == 8 else np.dtype("<u2"))
     for channel, (bottom, ceiling) in enumerate(zip(low, high, strict=True)):

@@ -7,8 +7,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
+import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,7 +25,7 @@ SERIES = tuple(f"#0101{10 + number:02d}" for number in range(7))
 _VARIABLES = {INK: "--ink", MUTED: "--muted", HAIR: "--hair", TRUTH: "--truth"}
 _VARIABLES |= {colour: f"--series-{number}" for number, colour in enumerate(SERIES)}
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ups",
     "font.family": "DejaVu Sans",
@@ -62,11 +64,12 @@ def error_against_time(curves: Mapping[int, Mapping[str, Sequence[float | None]]
         dt: time between frames.
     """
     with _chart("Relative error against time") as (figure, axes):
-        for number, curve in reversed(curves.items()):
+        for number, curve in reversed(list(curves.items())):
             times = [dt * (frame + 1) for frame in range(len(curve["mean"]))]
             colour = SERIES[number % len(SERIES)]
             if number == 0:
-                axes.fill_between(times, _gaps(curve["low"]), _gaps(curve["high"]), color=colour, alpha=0.18, linewidth=0)
+                low, high = _gaps(curve["low"]), _gaps(curve["high"])
+                axes.fill_between(times, low, high, color=colour, alpha=0.18, linewidth=0)
             axes.plot(times, _gaps(curve["mean"]), color=colour, linewidth=2.0 if number == 0 else 1.4)
         _log(axes)
         axes.set_xlabel("time")
@@ -87,7 +90,7 @@ def spectrum(
     with _chart("Energy spectrum at the last frame") as (figure, axes):
         waves = range(1, len(truth))
         axes.plot(waves, truth[1:], color=TRUTH, linewidth=3.2, alpha=0.45)
-        for number, energy in reversed(predictions.items()):
+        for number, energy in reversed(list(predictions.items())):
             axes.plot(waves, energy[1:], color=SERIES[number % len(SERIES)], linewidth=1.3)
         for number, energy in errors.items():
             axes.plot(waves, energy[1:], color=SERIES[number % len(SERIES)], linewidth=1.2, linestyle=(0, (3, 2)))
@@ -104,7 +107,7 @@ def spectrum(
 def sample_errors(errors: Mapping[str, Sequence[float | None]]) -> Markup:
     """The nrmse of every trajectory, one row of marks for each emulator, its median as a bar."""
     with _chart("nRMSE of every trajectory", height=0.75 + 0.36 * len(errors)) as (figure, axes):
-        for number, (name, values) in enumerate(errors.items()):
+        for number, values in enumerate(errors.values()):
             colour, row = SERIES[number % len(SERIES)], -number
             found = sorted(value for value in values if value is not None and value > 0)
             axes.plot(found, [row] * len(found), "|", color=colour, markersize=10, markeredgewidth=1.3, alpha=0.75)
@@ -139,13 +142,11 @@ def losses(
         return _svg(figure)
 
 
-def profile(
-    points: Sequence[float], truth: Sequence[float], predictions: Mapping[int, Sequence[float]]
-) -> Markup:
+def profile(points: Sequence[float], truth: Sequence[float], predictions: Mapping[int, Sequence[float]]) -> Markup:
     """Values along the axis of a one-dimensional field: truth broad, predictions fine."""
     with _chart("Last frame", width=3.1, height=2.5) as (figure, axes):
         axes.plot(points, truth, color=TRUTH, linewidth=3.6, alpha=0.4)
-        for number, values in reversed(predictions.items()):
+        for number, values in reversed(list(predictions.items())):
             axes.plot(points, _gaps(values), color=SERIES[number % len(SERIES)], linewidth=1.4)
         axes.margins(x=0)
         axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -170,8 +171,8 @@ def _gaps(values: Sequence[float | None]) -> list[float]:
 def _log(axes: Axes, *which: str) -> None:
     """Logarithmic axes (`x`, `y`; by default `y`) with few labels, where all there is on them is positive."""
     for name in which or ("y",):
-        lines = [line.get_ydata() if name == "y" else line.get_xdata() for line in axes.get_lines()]
-        values = [float(value) for line in lines for value in line if value > 0]
+        lines = [np.asarray(line.get_ydata() if name == "y" else line.get_xdata(), float) for line in axes.get_lines()]
+        values = [value for line in lines for value in line.tolist() if value > 0]
         if not values:
             continue
         axis = axes.yaxis if name == "y" else axes.xaxis
@@ -185,7 +186,7 @@ def _log(axes: Axes, *which: str) -> None:
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def _power(value: float, _position: int) -> str:
+def _power(value: float, _position: float | int | None = None) -> str:
     """A tick's label in plain characters, so that the page's font can draw it."""
     if value <= 0:
         return ""

@@ -17,38 +17,10 @@ from markupsafe import Markup
 
 from ups.errors import UpsError
 from ups.evaluation import pictures, plots, showcase
-from ups.evaluation.showcase import Array, Showcase
+from ups.evaluation.gallery import Gallery, make_gallery
+from ups.evaluation.scores import SCHEMA_VERSION
+from ups.evaluation.showcase import Showcase
 from ups.evaluation.summary import Scores, number, plain, span, with_unit
-
-FRAMES_SHOWN = 5
-"""Frames of a two-dimensional trajectory that stand side by side."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture with the ends of its colour scale."""
-
-    source: str
-    label: str
-    low: str
-    high: str
-    gradient: str
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Pictures of one field of one trajectory.
-
-    Args:
-        field: its name; empty where there is only one.
-        rows: truth, prediction and error; one picture each in one dimension, several frames in two.
-        times: above the frames of a row; empty in one dimension.
-    """
-
-    field: str
-    rows: tuple[tuple[str, tuple[Picture, ...]], ...]
-    times: tuple[str, ...]
-    profile: Markup | None
 
 
 @dataclass(frozen=True)
@@ -81,14 +53,18 @@ def write_report(run_dir: Path) -> Path:
         part.write_text(html, encoding="utf-8")
         os.replace(part, target)
     except OSError as error:
-        raise UpsError(f"{target} cannot be written: {error.strerror}; make the folder writable, or free space") from error
+        raise UpsError(f"{target} cannot be written: {error.strerror}; free space or make it writable") from error
     return target
 
 
 def render(run: Run) -> str:
     """The report as HTML."""
     environment = Environment(
-        loader=PackageLoader("ups.evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("ups.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "plain": plain, "span": span}
     environment.globals |= {"with_unit": with_unit}
@@ -115,8 +91,7 @@ class Run:
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
         """What is known of the run and the machine."""
-        found = self._json("metadata.json") or {}
-        return found
+        return self._json("metadata.json") or {}
 
     @cached_property
     def created(self) -> str | None:
@@ -143,7 +118,10 @@ class Run:
     @cached_property
     def scores(self) -> Scores | None:
         """The evaluation; None when there is none."""
-        content = self._json(f"evaluation/{self.scope}.json") if self.scope else None
+        name = f"evaluation/{self.scope}.json"
+        content = self._json(name) if self.scope else None
+        if content is not None and content.get("schema_version") != SCHEMA_VERSION:
+            raise UpsError(f"{self.folder / name} was written by another version of ups; evaluate the run again")
         return None if content is None else Scores(content)
 
     @cached_property
@@ -153,9 +131,14 @@ class Run:
 
     @cached_property
     def showcases(self) -> tuple[Showcase, ...]:
-        """Trajectories to look at."""
+        """Trajectories to look at, of the full evaluation."""
         path = self.folder / "evaluation" / "fields.npz"
-        return showcase.load(path) if path.is_file() else ()
+        if self.scope != "full" or not path.is_file():
+            return ()
+        kept, scores = showcase.load(path), self._scored()
+        if not all(scores.knows(one.task, one.index) and scores.subject in one.predictions for one in kept):
+            raise UpsError(f"{path} is of another evaluation than full.json beside it; evaluate the run again")
+        return kept
 
     @property
     def has_lines(self) -> bool:
@@ -189,17 +172,15 @@ class Run:
         found = {number: one["spectrum"] for number, one in self._numbered(task).items() if one["spectrum"] is not None}
         if 0 not in found:
             return []
-        return [
-            (
-                name,
-                plots.spectrum(
-                    found[0]["truth"][channel],
-                    {number: one["prediction"][channel] for number, one in found.items()},
-                    {0: found[0]["error"][channel]},
-                ),
-            )
-            for channel, name in enumerate(self._scored().details(task)["fields"])
-        ]
+        details = self._scored().details(task)
+        whole = min(details["grid"]) // 2 + 1  # shells beyond are cut by the corners of the wave numbers
+
+        def chart(channel: int) -> Markup:
+            predictions = {number: one["prediction"][channel][:whole] for number, one in found.items()}
+            ours = found[0]
+            return plots.spectrum(ours["truth"][channel][:whole], predictions, {0: ours["error"][channel][:whole]})
+
+        return [(name, chart(channel)) for channel, name in enumerate(details["fields"])]
 
     def stages(self) -> list[StageCurve]:
         """Training curves of every stage in the log."""
@@ -220,7 +201,7 @@ class Run:
         drawn = {0: ours}
         if best is not None and best[0] in one.predictions:
             drawn[scores.emulators.index(best[0])] = one.predictions[best[0]]
-        return [_gallery(one, channel, ours, drawn) for channel in range(len(one.fields))]
+        return [make_gallery(one, channel, ours, drawn) for channel in range(len(one.fields))]
 
     def player(self) -> Markup:
         """The player's numbers as JSON that cannot end the script element it stands in."""
@@ -228,7 +209,7 @@ class Run:
         ranked = sorted(scores.emulators[1:], key=lambda name: _average(scores, name))
         data = {"names": list(scores.emulators), **pictures.player_data(self.showcases, [scores.subject, *ranked])}
         text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-        return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))  # noqa: S704
+        return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
     # --- files -------------------------------------------------------------------------------------------------------
 
@@ -251,12 +232,13 @@ class Run:
         return None if text is None else self._parse(text, name)
 
     def _parse(self, text: str, name: str) -> dict[str, Any]:
+        damaged = f"{self.folder / name} is damaged; repeat the step of the run that writes it"
         try:
             found = json.loads(text)
         except json.JSONDecodeError as error:
-            raise UpsError(f"{self.folder / name} is damaged ({error}); repeat the step of the run that writes it") from error
+            raise UpsError(f"{damaged} ({error})") from error
         if not isinstance(found, dict):
-            raise UpsError(f"{self.folder / name} is damaged (not an object); repeat the step of the run that writes it")
+            raise UpsError(f"{damaged} (it holds no object)")
         return found
 
 
@@ -284,38 +266,6 @@ def _stage(name: str, records: Sequence[Mapping[str, Any]]) -> StageCurve:
         loss=trained[-1]["loss"] if trained else None,
         best=min(found, default=None),
     )
-
-
-def _gallery(one: Showcase, channel: int, ours: Array, drawn: Mapping[int, Array]) -> Gallery:
-    """Truth and prediction on one scale, the error on its own, centred at zero."""
-    truth, prediction = one.truth[:, channel], ours[:, channel]
-    error = prediction - truth
-    low, high = pictures.shown(truth)
-    most = pictures.reach(error)
-    field = (low, high, pictures.FIELD_MAP)
-    rows = (("truth", truth, field), ("prediction", prediction, field), ("error", error, (-most, most, pictures.ERROR_MAP)))
-    plane = truth.ndim == 3
-    frames = np.linspace(0, len(truth) - 1, min(FRAMES_SHOWN, len(truth))).round().astype(int) if plane else np.array([0])
-    made = tuple(
-        (label, tuple(_picture(values[frame] if plane else values.T, label, *scale) for frame in frames))
-        for label, values, scale in rows
-    )
-    times = tuple(f"t = {one.times[frame]:.3g}" for frame in frames) if plane else ()
-    profile = None
-    if not plane:
-        points = np.linspace(*one.extent[0], truth.shape[1]).tolist()
-        profile = plots.profile(points, truth[-1].tolist(), {k: p[-1, channel].tolist() for k, p in drawn.items()})
-    return Gallery(one.fields[channel] if len(one.fields) > 1 else "", made, times, profile)
-
-
-def _picture(values: Array, label: str, low: float, high: float, colours: str) -> Picture:
-    source = pictures.picture(values, low, high, colours)
-    return Picture(source, label, _end(low), _end(high), pictures.gradient(colours))
-
-
-def _end(value: float) -> str:
-    """The end of a colour scale, short."""
-    return f"{value:.2g}".replace("-", "−")
 
 
 def _lines(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -98,7 +98,7 @@ def _equal_batches(
         frames = int(trajectories.lengths[index]) - context
         if frames < 1:
             raise DataError(
-                f"{trajectories.task}: test trajectory {index} has {frames + context} frames, of which {context} are given; "
+                f"{trajectories.task}: trajectory {index} has {frames + context} frames, of which {context} are given; "
                 "none is left to predict. Lower data.context or data.time_stride"
             )
         groups.setdefault(frames if steps is None else min(frames, steps), []).append(index)

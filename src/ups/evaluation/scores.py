@@ -14,6 +14,9 @@ from ups.evaluation import metrics
 from ups.evaluation.rollout import RolloutBatch
 from ups.physics.equations import Equation
 
+SCHEMA_VERSION = 1
+"""Of the files that scores are written to."""
+
 CHUNK_VALUES = 1 << 22
 """Values that are compared at once in float64."""
 
@@ -33,7 +36,7 @@ class Score:
 
 @dataclass(frozen=True)
 class ErrorCurve:
-    """Relative error frame by frame: mean over samples and the range of the middle 80 % of them; None after divergence."""
+    """Relative error frame by frame: mean over samples, and the range of their middle 80 %; None after divergence."""
 
     mean: tuple[float | None, ...]
     low: tuple[float | None, ...]

@@ -1,4 +1,4 @@
-"""A few trajectories kept for people to look at: true, as predicted by every emulator, thinned out to what a page shows."""
+"""A few trajectories kept to look at: true, as every emulator predicts them, thinned to what a page shows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST_FRAMES = 64
 MOST_POINTS = {1: 128, 2: 64}
 """Points kept along each axis, by number of axes."""
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,14 @@ def take(
         for name, emulator in emulators.items():
             batch = next(
                 rollout_trajectories(
-                    emulator, trajectories, [index], context=context, steps=steps, mode=mode, batch_size=1, device=device
+                    emulator,
+                    trajectories,
+                    [index],
+                    context=context,
+                    steps=steps,
+                    mode=mode,
+                    batch_size=1,
+                    device=device,
                 )
             )
             predictions[name] = _thin(torch.cat([batch.initial[:, None], batch.prediction], dim=1)[0])
@@ -102,14 +109,15 @@ def take(
 
 def _kept_frames(frames: int) -> list[int]:
     """Frames kept of a trajectory, the first and the last among them."""
-    return np.unique(np.linspace(0, frames - 1, min(frames, MOST_FRAMES)).round().astype(int)).tolist()
+    return [round(frame) for frame in np.linspace(0, frames - 1, min(frames, MOST_FRAMES)).tolist()]
 
 
 def _thin(u: Tensor) -> Array:
     """At most so many frames and points per axis as a page shows."""
     values = u[_kept_frames(len(u))].cpu().numpy()
     most = MOST_POINTS.get(values.ndim - 2, 32)
-    return np.ascontiguousarray(values[(..., *(slice(None, None, -(-size // most)) for size in values.shape[2:]))])
+    every = tuple(slice(None, None, -(-size // most)) for size in values.shape[2:])
+    return np.ascontiguousarray(values[:, :, *every])
 
 
 def save(path: Path, showcases: Sequence[Showcase]) -> None:

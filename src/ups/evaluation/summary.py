@@ -28,7 +28,7 @@ GROUPS: tuple[tuple[str, tuple[MetricText, ...]], ...] = (
     (
         "Accuracy of the roll-out",
         (
-            MetricText("nrmse", "nRMSE", "error over the size of the field, all frames together; mean over trajectories and fields"),
+            MetricText("nrmse", "nRMSE", "error over the size of the field, all frames of a trajectory together"),
             MetricText("pdebench_nrmse", "nRMSE, PDEBench", "the same frame by frame, then averaged"),
             MetricText("rel_l2", "relative L2", "the same with all fields together"),
             MetricText("vrmse", "VRMSE", "error over the field's own variation in each frame, as The Well has it"),
@@ -50,8 +50,8 @@ GROUPS: tuple[tuple[str, tuple[MetricText, ...]], ...] = (
     (
         "Physics",
         (
-            MetricText("conservation_gap", "conservation gap", "part of the conserved integral lost or made, beyond what the data itself loses"),
-            MetricText("bc_violation", "boundary violation", "slope through walls that let nothing pass, over the size of the field"),
+            MetricText("conservation_gap", "conservation gap", "drift of a conserved integral beyond that of the data"),
+            MetricText("bc_violation", "boundary violation", "slope through closed walls over the size of the field"),
         ),
     ),
     (
@@ -68,7 +68,8 @@ GROUPS: tuple[tuple[str, tuple[MetricText, ...]], ...] = (
             MetricText("wall_clock", "time per step", "of one trajectory, in batches, on this device", unit="s"),
             MetricText(
                 "solver_speedup", "speed-up over the solver",
-                "against the reference solver at the coarsest resolution that is as accurate", larger_is_better=True, unit="×",
+                "against the reference solver, as coarse as is as accurate",
+                larger_is_better=True, unit="×",
             ),
         ),
     ),
@@ -135,9 +136,25 @@ class Scores:
         details: Mapping[str, Any] = self.content["details"][task]
         return details
 
+    def knows(self, task: str, index: int) -> bool:
+        """Whether a trajectory of a task is among those scored."""
+        return task in self.tasks and str(index) in self.details(task)["emulators"][self.subject]["per_sample"]
+
+    def solver(self, task: str) -> Markup | None:
+        """What the reference solver needed, in a sentence; None when it was not timed."""
+        solver = self.details(task).get("solver")
+        if solver is None:
+            return None
+        reached = "as accurate" if solver["found"] else "the finest tried and still less accurate"
+        return Markup(
+            "The reference solver at {} points per axis, {}, has an nRMSE of {} and takes {} per trajectory."
+        ).format(solver["resolution"], reached, number(solver["nrmse"]), with_unit(solver["seconds"], "s"))
+
     def best_baseline(self, task: str) -> tuple[str, float] | None:
         """Name and nrmse of the most accurate baseline; None where no baseline has a score."""
-        found = [(score, name) for name in self.emulators[1:] if (score := self.of(name, task).get("nrmse")) is not None]
+        found = [
+            (score, name) for name in self.emulators[1:] if (score := self.of(name, task).get("nrmse")) is not None
+        ]
         return (min(found)[1], min(found)[0]) if found else None
 
     def verdict(self, task: str) -> tuple[str, str]:
@@ -151,16 +168,22 @@ class Scores:
         if ours == 0 or theirs == 0:
             return "unknown", f"The best baseline, {name}, has an nRMSE of {plain(theirs)}."
         if ours < theirs:
-            return "good", f"Its error is {plain(theirs / ours, 2)} times smaller than that of the best baseline, {name}."
-        return "bad", f"Its error is {plain(ours / theirs, 2)} times that of the best baseline, {name}: not worth using yet."
+            return (
+                "good",
+                f"Its error is {plain(theirs / ours, 2)} times smaller than that of the best baseline, {name}.",
+            )
+        return (
+            "bad",
+            f"Its error is {plain(ours / theirs, 2)} times that of the best baseline, {name}: not worth using yet.",
+        )
 
     def table(self, task: str) -> list[tuple[str, list[Row]]]:
-        """Rows of the task's table by group, one cell per emulator; groups without any number keep one line of reasons."""
-        groups = []
-        for title, metrics in GROUPS:
-            rows = [Row(metric, self._cells(task, metric)) for metric in metrics if metric.key in self.of(self.subject, task)]
-            groups.append((title, rows))
-        return [(title, rows) for title, rows in groups if rows]
+        """Rows of the task's table by group, one cell per emulator; `notes` has what no emulator has a score of."""
+        groups = [(title, [Row(metric, self._cells(task, metric)) for metric in metrics]) for title, metrics in GROUPS]
+        scored = [
+            (title, [row for row in rows if any(cell.reason is None for cell in row.cells)]) for title, rows in groups
+        ]
+        return [(title, rows) for title, rows in scored if rows]
 
     def _cells(self, task: str, metric: MetricText) -> tuple[Cell, ...]:
         values = {name: self.of(name, task).get(metric.key) for name in self.emulators}
@@ -181,7 +204,9 @@ class Scores:
                 for name in self.emulators:
                     scores = self.of(name, task)
                     if metric.key in scores and scores[metric.key] is None:
-                        found.setdefault(self.reason(name, task, metric.key), {}).setdefault(metric.label, []).append(name)
+                        found.setdefault(self.reason(name, task, metric.key), {}).setdefault(metric.label, []).append(
+                            name
+                        )
         return [(self._concerned(by_metric), reason) for reason, by_metric in found.items()]
 
     def _concerned(self, by_metric: Mapping[str, Sequence[str]]) -> str:
@@ -195,18 +220,16 @@ def number(value: float, digits: int = 3) -> Markup:
     """A number for people: plain where that is short, otherwise a power of ten."""
     if value == 0 or 1e-4 <= abs(value) < 1e5:
         return Markup.escape(plain(value, digits))
-    exponent = math.floor(math.log10(abs(value)))
-    leading = f"{value / 10**exponent:.{digits - 1}f}"
-    return Markup("{}&#8202;×&#8202;10<sup>{}</sup>").format(leading, str(exponent).replace("-", "−"))
+    leading, exponent = f"{value:.{digits - 1}e}".split("e")
+    return Markup("{}&#8202;×&#8202;10<sup>{}</sup>").format(leading, str(int(exponent)).replace("-", "−"))
 
 
 def plain(value: float, digits: int = 3) -> str:
-    """A number with so many significant digits and without an exponent."""
+    """A number rounded to so many significant digits, written without an exponent."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    decimals = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
-    text = f"{value:.{decimals}f}"
-    return text if decimals or abs(value) < 10**digits else f"{float(f'{value:.{digits}g}'):.0f}"
+    rounded = float(f"{value:.{digits - 1}e}")
+    return f"{rounded:.{max(digits - 1 - math.floor(math.log10(abs(rounded))), 0)}f}"
 
 
 def with_unit(value: float, unit: str) -> Markup:

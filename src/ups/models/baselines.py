@@ -7,7 +7,8 @@ and a prediction of the step's change, scaled by its root mean square, rather th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -62,14 +63,19 @@ class SpectralConv(nn.Module):
             # Bit `axis` of `corner` says whether this corner holds the negative frequencies of that axis.
             window = [slice(-kept, None) if corner >> axis & 1 else slice(kept) for axis, kept in enumerate(modes)]
             part = (slice(None), slice(None), *window)
-            out[part] = torch.einsum("bi...,io...->bo...", spectrum[part], matrix[(..., *[slice(kept) for kept in modes])])
-        return torch.fft.irfftn(out, s=u.shape[2:], dim=dims)
+            out[part] = torch.einsum(
+                "bi...,io...->bo...", spectrum[part], matrix[(..., *[slice(kept) for kept in modes])]
+            )
+        product: Tensor = torch.fft.irfftn(out, s=u.shape[2:], dim=dims)
+        return product
 
 
 class FNO(nn.Module):
     """Fourier neural operator (Li et al. 2021), PDEBench's size: width 20, four layers, 12 modes."""
 
-    def __init__(self, axes: int, channels_in: int, channels_out: int, *, width: int = 20, modes: int = 12, layers: int = 4) -> None:
+    def __init__(
+        self, axes: int, channels_in: int, channels_out: int, *, width: int = 20, modes: int = 12, layers: int = 4
+    ) -> None:
         super().__init__()
         self.axes = axes
         self.lift = BoundaryConv(axes, channels_in + axes, width, 1)
@@ -78,7 +84,9 @@ class FNO(nn.Module):
         self.project = BoundaryConv(axes, width, 128, 1)
         self.out = BoundaryConv(axes, 128, channels_out, 1)
 
-    def forward(self, u: Float[Tensor, "batch channel *grid"], periodic: Sequence[bool]) -> Float[Tensor, "batch out *grid"]:
+    def forward(
+        self, u: Float[Tensor, "batch channel *grid"], periodic: Sequence[bool]
+    ) -> Float[Tensor, "batch out *grid"]:
         axes = [torch.linspace(0, 1, size + 1, device=u.device, dtype=u.dtype)[:-1] for size in u.shape[2:]]
         position = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(u.shape[0], *[-1] * (self.axes + 1))
         x = self.lift(torch.cat([u, position], 1), periodic)
@@ -94,7 +102,9 @@ class DoubleConv(nn.Module):
 
     def __init__(self, axes: int, channels_in: int, channels_out: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList([BoundaryConv(axes, channels_in, channels_out, 3), BoundaryConv(axes, channels_out, channels_out, 3)])
+        self.convs = nn.ModuleList(
+            [BoundaryConv(axes, channels_in, channels_out, 3), BoundaryConv(axes, channels_out, channels_out, 3)]
+        )
         self.norms = nn.ModuleList([nn.GroupNorm(min(8, channels_out), channels_out) for _ in range(2)])
 
     def forward(self, u: Tensor, periodic: Sequence[bool]) -> Tensor:
@@ -104,20 +114,27 @@ class DoubleConv(nn.Module):
 
 
 class UNetNetwork(nn.Module):
-    """U-Net (Ronneberger et al. 2015), PDEBench's size: 32 channels at full resolution, four halvings, 512 at the bottom."""
+    """U-Net (Ronneberger et al. 2015), PDEBench's size: 32 channels at full resolution, four halvings, 512 below."""
 
     def __init__(self, axes: int, channels_in: int, channels_out: int, *, width: int = 32, levels: int = 4) -> None:
         super().__init__()
         self.axes = axes
         widths = [width * 2**level for level in range(levels + 1)]
-        self.down = nn.ModuleList([DoubleConv(axes, a, b) for a, b in zip([channels_in, *widths[:-1]], widths, strict=True)])
+        self.down = nn.ModuleList(
+            [DoubleConv(axes, a, b) for a, b in zip([channels_in, *widths[:-1]], widths, strict=True)]
+        )
         self.up = nn.ModuleList([DoubleConv(axes, 2 * fine, fine) for fine in widths[:-1]])
         self.grow = nn.ParameterList(
-            [nn.Parameter(torch.randn(coarse, fine, *[2] * axes) / math.sqrt(coarse)) for fine, coarse in zip(widths[:-1], widths[1:], strict=True)]
+            [
+                nn.Parameter(torch.randn(coarse, fine, *[2] * axes) / math.sqrt(coarse))
+                for fine, coarse in pairwise(widths)
+            ]
         )
         self.out = BoundaryConv(axes, width, channels_out, 1)
 
-    def forward(self, u: Float[Tensor, "batch channel *grid"], periodic: Sequence[bool]) -> Float[Tensor, "batch out *grid"]:
+    def forward(
+        self, u: Float[Tensor, "batch channel *grid"], periodic: Sequence[bool]
+    ) -> Float[Tensor, "batch out *grid"]:
         pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[self.axes]
         spread = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[self.axes]
         skips: list[Tensor] = []
@@ -136,22 +153,28 @@ class NetworkEmulator(StepEmulator):
 
     Args:
         network: `fno` or `unet`.
-        base, form: `persistence` and `increment` for the plain baseline; other values give it the stack's structural parts.
+        base, form: `persistence` and `increment` for the plain baseline; others give it the stack's structural parts.
     """
 
-    def __init__(self, tasks: Mapping[str, TaskSpec], network: str, *, base: str = "persistence", form: str | None = "increment") -> None:
+    def __init__(
+        self, tasks: Mapping[str, TaskSpec], network: str, *, base: str = "persistence", form: str | None = "increment"
+    ) -> None:
         super().__init__(tasks, base=base, form=form)
         self.name = network
         make = {"fno": FNO, "unet": UNetNetwork}[network]
         self.networks = nn.ModuleDict(
             {
-                task: make(spec.axes, spec.context * len(spec.fields) + len(spec.param_names), self.physics[task].rest.width)
+                task: make(
+                    spec.axes, spec.context * len(spec.fields) + len(spec.param_names), self.physics[task].rest.width
+                )
                 for task, spec in tasks.items()
             }
         )
         for task, spec in tasks.items():
             if network == "unet" and any(size % 16 for size in spec.lattice):
-                raise UpsError(f"{task}: the U-Net halves the grid four times; {spec.lattice} is not a multiple of 16 on each axis")
+                raise UpsError(
+                    f"{task}: the U-Net halves the grid four times; {spec.lattice} is not a multiple of 16 on each axis"
+                )
 
     def rest(self, u_hat: Float[Tensor, "batch channel *grid"], features: Tensor, task: str) -> Tensor:
         spec = self.tasks[task]

@@ -1,8 +1,8 @@
 """The codec: fields <-> latent tokens, by kernels in relative coordinates.
 
-A token at centre c gathers the field at the lattice nodes x_j of its cell, z_c = sum_j K_j u(c + o_j); a point x gathers
-the tokens around it, u(x) = sum_{c,j} phi(x - c - o_j) W_j z_c, where phi is the sextic (six-point) Lagrange cardinal kernel.
-phi is 1 at its own node, 0 at every other, and sums to one, so that on the lattice itself decoding is a strided transposed
+A token at centre c gathers the field at the lattice nodes of its cell, z_c = sum_j K_j u(c + o_j); a point x gathers
+the tokens around it, u(x) = sum_{c,j} phi(x - c - o_j) W_j z_c, with phi the six-point Lagrange cardinal kernel. As phi
+is 1 at its own node, 0 at every other, and sums to one, decoding on the lattice itself is a strided transposed
 convolution (the fast path) and agrees with the point path to rounding.
 
 When `latent_dim` is at least the number of values in a cell the codec is an isometry: it loses nothing. Otherwise `fit`
@@ -38,7 +38,7 @@ class Codec(nn.Module):
         super().__init__()
         self.axes, self.patch, self.periodic = len(periodic), patch, tuple(periodic)
         self.channels, self.latent_dim = channels, latent_dim
-        self.values = channels * patch**self.axes
+        self.values: int = channels * patch**self.axes
         basis = torch.linalg.qr(torch.randn(max(latent_dim, self.values), min(latent_dim, self.values))).Q
         basis = basis if latent_dim >= self.values else basis.T
         weight = basis.reshape(latent_dim, channels, *[patch] * self.axes)
@@ -58,23 +58,32 @@ class Codec(nn.Module):
         """The field at every lattice node."""
         return TRANSPOSED[self.axes](z, self.decoder, stride=self.patch)
 
-    def decode_at(self, z: Float[Tensor, "batch latent *tokens"], points: Float[Tensor, "point axis"]) -> Float[Tensor, "batch channel point"]:
+    def decode_at(
+        self, z: Float[Tensor, "batch latent *tokens"], points: Float[Tensor, "point axis"]
+    ) -> Float[Tensor, "batch channel point"]:
         """The field at any points, given in lattice cells: node i of an axis lies at i.
 
         Only the tokens around the points are decoded.
         """
         return self.interpolate(self.decode(z), points)
 
-    def interpolate(self, u: Float[Tensor, "batch channel *grid"], points: Float[Tensor, "point axis"]) -> Float[Tensor, "batch channel point"]:
-        shape, index, weight = u.shape[2:], None, None
-        for axis, size in enumerate(shape):
+    def interpolate(
+        self, u: Float[Tensor, "batch channel *grid"], points: Float[Tensor, "point axis"]
+    ) -> Float[Tensor, "batch channel point"]:
+        index: Tensor | None = None
+        weight: Tensor | None = None
+        for axis, size in enumerate(u.shape[2:]):
             nodes, weights = lagrange_stencil(points[:, axis], size, self.periodic[axis])
-            index = nodes if index is None else rearrange(index * size, "n k -> n k 1") + rearrange(nodes, "n k -> n 1 k")
-            weight = weights if weight is None else rearrange(weight, "n k -> n k 1") * rearrange(weights, "n k -> n 1 k")
+            index = (
+                nodes if index is None else rearrange(index * size, "n k -> n k 1") + rearrange(nodes, "n k -> n 1 k")
+            )
+            weight = (
+                weights if weight is None else rearrange(weight, "n k -> n k 1") * rearrange(weights, "n k -> n 1 k")
+            )
             index, weight = index.flatten(1), weight.flatten(1)
         if index is None or weight is None:
             raise ValueError("a field needs at least one axis")
-        near = u.flatten(2)[:, :, index.flatten()].unflatten(2, tuple(index.shape))
+        near: Tensor = u.flatten(2)[:, :, index.flatten()].unflatten(2, tuple(index.shape))
         return (near * weight.to(u.dtype)).sum(-1)
 
     @torch.no_grad()

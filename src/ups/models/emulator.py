@@ -11,14 +11,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ups.errors import UpsError
+from ups.models.layers import ModuleMap
 
 
 @dataclass(frozen=True)
 class TaskSpec:
     """What a trained model knows of a task: everything needed to advance its fields, and nothing of the data's files.
 
-    `mean` and `std` are the train statistics of each field; `param_mean` and `param_std` those of each parameter, of its
-    logarithm where `param_log`. `lattice` is the grid trained on; `origin` the coordinate of its first node.
+    `mean` and `std` are the train statistics of each field; `param_mean` and `param_std` those of each parameter, or of
+    its logarithm where `param_log`. `lattice` is the grid trained on; `origin` the coordinate of its first node.
     """
 
     name: str
@@ -77,7 +78,9 @@ class Normalizer(nn.Module):
         columns = [params[:, i].log() if log else params[:, i] for i, log in enumerate(self.param_log)]
         return (torch.stack(columns, 1) - self.param_mean) / self.param_std if columns else params
 
-    def features(self, dt: Float[Tensor, " batch"], params: Float[Tensor, "batch parameter"]) -> Float[Tensor, "batch parameters_and_dt"]:
+    def features(
+        self, dt: Float[Tensor, " batch"], params: Float[Tensor, "batch parameter"]
+    ) -> Float[Tensor, "batch parameters_and_dt"]:
         """What the conditioner reads: log(dt / dt_train) and the standardised parameters."""
         return torch.cat([(dt.log() - self.log_dt)[:, None], self.params(params)], dim=1)
 
@@ -94,11 +97,16 @@ class Emulator(nn.Module):
     def __init__(self, tasks: Mapping[str, TaskSpec]) -> None:
         super().__init__()
         self.tasks = dict(tasks)
-        self.normalizers = nn.ModuleDict({task: Normalizer(spec) for task, spec in tasks.items()})
+        self.normalizers: ModuleMap[Normalizer] = ModuleMap({task: Normalizer(spec) for task, spec in tasks.items()})
         self.context = max(spec.context for spec in tasks.values())
 
     def step(
-        self, context: Float[Tensor, "batch context channel *grid"], *, task: str, dt: Float[Tensor, " batch"], params: Float[Tensor, "batch parameter"]
+        self,
+        context: Float[Tensor, "batch context channel *grid"],
+        *,
+        task: str,
+        dt: Float[Tensor, " batch"],
+        params: Float[Tensor, "batch parameter"],
     ) -> Float[Tensor, "batch channel *grid"]:
         """The fields `dt` after the last context frame, in physical units."""
         raise NotImplementedError
@@ -116,7 +124,7 @@ class Emulator(nn.Module):
         """Autoregressive roll-out in physical units; it sees the context frames alone.
 
         Args:
-            mode: `latent` stays in latent space between steps where there is one, `physical` decodes and encodes at each.
+            mode: `latent` stays in latent space between steps, if there is one; `physical` decodes and encodes at each.
         """
         self.check(context, task)
         frames = []
@@ -126,7 +134,9 @@ class Emulator(nn.Module):
             context = torch.cat([context[:, 1:], frame[:, None]], dim=1)
         return torch.stack(frames, dim=1)
 
-    def reconstruct(self, u: Float[Tensor, "batch channel *grid"], *, task: str) -> Float[Tensor, "batch channel *grid"]:
+    def reconstruct(
+        self, u: Float[Tensor, "batch channel *grid"], *, task: str
+    ) -> Float[Tensor, "batch channel *grid"]:
         """What the codec makes of a field; the field itself where there is no codec."""
         return u
 
@@ -138,6 +148,7 @@ class Emulator(nn.Module):
         expected = (spec.context, len(spec.fields), *spec.lattice)
         if tuple(context.shape[1:]) != expected:
             raise UpsError(
-                f"{task}: the initial frames have shape {tuple(context.shape)}, but the model was trained on (batch, context, field, *grid) = "
-                f"(any, {', '.join(map(str, expected))}); subsample the input or train at its resolution (data.resolution)"
+                f"{task}: the initial frames have shape {tuple(context.shape)}, but the model was trained on "
+                f"(batch, context, field, *grid) = (any, {', '.join(map(str, expected))}); "
+                "subsample the input or train at its resolution (data.resolution)"
             )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +15,27 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+Part = TypeVar("Part", bound=nn.Module)
+
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
+class ModuleMap(nn.ModuleDict, Generic[Part]):
+    """Modules of one kind by name: a `ModuleDict` that knows their type."""
+
+    def __getitem__(self, key: str) -> Part:
+        module: Part = super().__getitem__(key)  # type: ignore[assignment]
+        return module
+
+
 def pad_axis(u: Tensor, axis: int, before: int, after: int, periodic: bool) -> Tensor:
-    """Extends one axis beyond its ends: wrapped where periodic, else mirrored at the cell face (zero normal gradient)."""
+    """Extends one axis beyond its ends: wrapped where periodic, else mirrored at the cell face (no normal gradient)."""
     if before == after == 0:
         return u
     size = u.shape[axis]
-    head, tail = u.narrow(axis, 0, after if periodic else before), u.narrow(axis, size - (before if periodic else after), before if periodic else after)
     if periodic:
-        return torch.cat([tail, u, head], dim=axis)
+        return torch.cat([u.narrow(axis, size - before, before), u, u.narrow(axis, 0, after)], dim=axis)
+    head, tail = u.narrow(axis, 0, before), u.narrow(axis, size - after, after)
     return torch.cat([head.flip(axis), u, tail.flip(axis)], dim=axis)
 
 
@@ -46,14 +57,24 @@ class BoundaryConv(nn.Module):
     """
 
     def __init__(
-        self, dim: int, channels_in: int, channels_out: int, kernel: int, *, groups: int = 1, gain: float = 1.0, bias: bool = True
+        self,
+        dim: int,
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        *,
+        groups: int = 1,
+        gain: float = 1.0,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         if kernel % 2 == 0:
             raise ValueError(f"a boundary convolution needs an odd kernel, not {kernel}")
         self.dim, self.kernel, self.groups = dim, kernel, groups
         fan_in = channels_in // groups * kernel**dim
-        self.weight = nn.Parameter(gain / math.sqrt(fan_in) * torch.randn(channels_out, channels_in // groups, *[kernel] * dim))
+        self.weight = nn.Parameter(
+            gain / math.sqrt(fan_in) * torch.randn(channels_out, channels_in // groups, *[kernel] * dim)
+        )
         self.bias = nn.Parameter(torch.zeros(channels_out)) if bias else None
 
     def forward(self, u: Float[Tensor, "batch channel *grid"], periodic: Sequence[bool]) -> Tensor:
@@ -89,8 +110,11 @@ class Conditioner(nn.Module):
         self.inlets = nn.ModuleDict({task: nn.Linear(count + 1, dim) for task, count in parameters.items()})
         self.mix = nn.Sequential(nn.GELU(), nn.Linear(dim, dim), nn.GELU())
 
-    def forward(self, task: str, features: Float[Tensor, "batch parameters_and_dt"]) -> Float[Tensor, "batch condition"]:
-        return self.mix(self.inlets[task](features) + self.tasks[task])
+    def forward(
+        self, task: str, features: Float[Tensor, "batch parameters_and_dt"]
+    ) -> Float[Tensor, "batch condition"]:
+        condition: Tensor = self.mix(self.inlets[task](features) + self.tasks[task])
+        return condition
 
 
 def rotary_angles(shape: Sequence[int], periodic: Sequence[bool], head_dim: int, device: torch.device) -> Tensor:
@@ -103,16 +127,16 @@ def rotary_angles(shape: Sequence[int], periodic: Sequence[bool], head_dim: int,
     for axis, (size, wraps) in enumerate(zip(shape, periodic, strict=True)):
         count = pairs // len(shape) + (axis < pairs % len(shape))
         steps = torch.linspace(0, 1, count, device=device)
-        if wraps:
-            frequency = 2 * math.pi / size * torch.floor((size / 2) ** steps + 0.5)
-        else:
-            frequency = (4 * size) ** -steps
+        frequency = 2 * math.pi / size * torch.floor((size / 2) ** steps + 0.5) if wraps else (4 * size) ** -steps
         angle = torch.arange(size, device=device)[:, None] * frequency
-        angles.append(angle.reshape(*[size if other == axis else 1 for other in range(len(shape))], count).expand(*shape, count))
+        angles.append(
+            angle.reshape(*[size if other == axis else 1 for other in range(len(shape))], count).expand(*shape, count)
+        )
     return torch.cat(angles, dim=-1).reshape(-1, pairs)
 
 
 def rotate(x: Float[Tensor, "batch head token channel"], cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns each pair of channels (c, c + channel // 2) by its angle; `cos` and `sin` are (token, channel // 2)."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
@@ -127,7 +151,9 @@ class Attention(nn.Module):
         qk_norm: unit-RMS queries and keys (Henry et al. 2020).
     """
 
-    def __init__(self, dim: int, heads: int, *, window: int | None = None, shift: bool = False, qk_norm: bool = True) -> None:
+    def __init__(
+        self, dim: int, heads: int, *, window: int | None = None, shift: bool = False, qk_norm: bool = True
+    ) -> None:
         super().__init__()
         self.heads, self.window, self.shift = heads, window, shift
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
@@ -140,7 +166,10 @@ class Attention(nn.Module):
         shape = x.shape[1:-1]
         window = [min(self.window or size, size) for size in shape]
         whole = all(size == part for size, part in zip(shape, window, strict=True))
-        shifts = [part // 2 if self.shift and wraps and part < size else 0 for part, size, wraps in zip(window, shape, periodic, strict=True)]
+        shifts = [
+            part // 2 if self.shift and wraps and part < size else 0
+            for part, size, wraps in zip(window, shape, periodic, strict=True)
+        ]
         axes = list(range(1, 1 + len(shape)))
         if any(shifts):
             x = x.roll([-shift for shift in shifts], axes)
@@ -171,18 +200,36 @@ def join_windows(x: Tensor, window: Sequence[int], shape: Sequence[int]) -> Tens
         return rearrange(x, "(b n) w c -> b (n w) c", n=counts[0])
     if len(window) == 2:
         return rearrange(x, "(b n m) (w v) c -> b (n w) (m v) c", n=counts[0], m=counts[1], w=window[0])
-    return rearrange(x, "(b n m l) (w v u) c -> b (n w) (m v) (l u) c", n=counts[0], m=counts[1], l=counts[2], w=window[0], v=window[1])
+    return rearrange(
+        x,
+        "(b n m l) (w v u) c -> b (n w) (m v) (l u) c",
+        n=counts[0],
+        m=counts[1],
+        l=counts[2],
+        w=window[0],
+        v=window[1],
+    )
 
 
 class Block(nn.Module):
-    """One PDE-transformer block on a grid of tokens: depthwise convolution, attention, MLP, each a conditioned residual.
+    """One PDE-transformer block on a grid of tokens: depthwise convolution, attention, MLP, as conditioned residuals.
 
-    The depthwise convolution carries local transport, attention the long range (cf. Holzschuh et al. 2025, PDE-Transformer).
-    Residual branches end in zero-initialised weights, so that a new block is the identity.
+    The depthwise convolution carries local transport, attention the long range (cf. PDE-Transformer, Holzschuh et al.
+    2025). Residual branches end in zero-initialised weights, so that a new block is the identity.
     """
 
     def __init__(
-        self, dim: int, heads: int, condition_dim: int, axes: int, *, window: int | None, shift: bool, mlp_ratio: float, qk_norm: bool, drop_path: float
+        self,
+        dim: int,
+        heads: int,
+        condition_dim: int,
+        axes: int,
+        *,
+        window: int | None,
+        shift: bool,
+        mlp_ratio: float,
+        qk_norm: bool,
+        drop_path: float,
     ) -> None:
         super().__init__()
         self.local = BoundaryConv(axes, dim, dim, 5 if axes == 1 else 3, groups=dim, gain=0.5)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +72,8 @@ class Stack(nn.Module):
         self.level = level(dim, sum(depths))
 
     def forward(self, x: Tensor, condition: Tensor, periodic: Sequence[bool]) -> Tensor:
-        return self.level(x, condition, periodic)
+        out: Tensor = self.level(x, condition, periodic)
+        return out
 
 
 class UNet(nn.Module):
@@ -85,16 +88,16 @@ class UNet(nn.Module):
         widths = [dim * 2**i for i in range(len(depths))]
         self.down = nn.ModuleList([level(width, depth) for width, depth in zip(widths, depths, strict=True)])
         self.up = nn.ModuleList([level(width, depth) for width, depth in zip(widths[:-1], depths[:-1], strict=True)])
-        self.resize = nn.ModuleList([Patches(axes, fine, coarse, 2) for fine, coarse in zip(widths[:-1], widths[1:], strict=True)])
+        self.resize = nn.ModuleList([Patches(axes, fine, coarse, 2) for fine, coarse in pairwise(widths)])
 
     def forward(self, x: Tensor, condition: Tensor, periodic: Sequence[bool]) -> Tensor:
-        skips = []
-        for down, resize in zip(self.down, self.resize, strict=False):
+        skips, resizes = [], cast(Sequence[Patches], self.resize)
+        for down, resize in zip(self.down, resizes, strict=False):
             x = down(x, condition, periodic)
             skips.append(x)
             x = resize.gather(x)
         x = self.down[-1](x, condition, periodic)
-        for up, resize, skip in zip(reversed(self.up), reversed(self.resize), reversed(skips), strict=True):
+        for up, resize, skip in zip(reversed(self.up), reversed(resizes), reversed(skips), strict=True):
             x = up(skip + resize.spread(x), condition, periodic)
         return x
 
@@ -103,10 +106,24 @@ class LevelFactory:
     """Makes the levels of one operator: everything but width and depth is shared."""
 
     def __init__(
-        self, *, axes: int, head_dim: int, condition_dim: int, window: int | None, mlp_ratio: float, qk_norm: bool, drop_path: float, use_checkpoint: bool
+        self,
+        *,
+        axes: int,
+        head_dim: int,
+        condition_dim: int,
+        window: int | None,
+        mlp_ratio: float,
+        qk_norm: bool,
+        drop_path: float,
+        use_checkpoint: bool,
     ) -> None:
         self.axes, self.head_dim, self.condition_dim, self.window = axes, head_dim, condition_dim, window
-        self.mlp_ratio, self.qk_norm, self.drop_path, self.use_checkpoint = mlp_ratio, qk_norm, drop_path, use_checkpoint
+        self.mlp_ratio, self.qk_norm, self.drop_path, self.use_checkpoint = (
+            mlp_ratio,
+            qk_norm,
+            drop_path,
+            use_checkpoint,
+        )
 
     def __call__(self, dim: int, depth: int) -> Level:
         blocks = [
@@ -155,7 +172,9 @@ class LatentOperator(nn.Module):
         super().__init__()
         kernel = 7 if axes == 1 else 5
         self.conditioner = Conditioner(dict(parameters), hidden_dim)
-        self.inlets = nn.ModuleDict({task: BoundaryConv(axes, read, stem_width, kernel) for task, (read, _) in channels.items()})
+        self.inlets = nn.ModuleDict(
+            {task: BoundaryConv(axes, read, stem_width, kernel) for task, (read, _) in channels.items()}
+        )
         self.stem = BoundaryConv(axes, stem_width, stem_width, kernel - 2)
         self.film_stem, self.film_head = Film(hidden_dim, stem_width), Film(hidden_dim, stem_width)
         self.patches = Patches(axes, stem_width, hidden_dim, patch)
@@ -163,14 +182,22 @@ class LatentOperator(nn.Module):
             axes=axes, head_dim=hidden_dim // heads, condition_dim=hidden_dim, window=window, mlp_ratio=mlp_ratio,
             qk_norm=qk_norm, drop_path=drop_path, use_checkpoint=use_activation_checkpoint,
         )  # fmt: skip
-        self.trunk = Stack(hidden_dim, depths, level) if architecture == "pdet_stack" else UNet(hidden_dim, depths, level, axes)
+        self.trunk = (
+            Stack(hidden_dim, depths, level) if architecture == "pdet_stack" else UNet(hidden_dim, depths, level, axes)
+        )
         self.head = BoundaryConv(axes, stem_width, stem_width, kernel - 2)
-        self.outlets = nn.ModuleDict({task: BoundaryConv(axes, stem_width, write, kernel - 2, gain=0.0) for task, (_, write) in channels.items()})
+        self.outlets = nn.ModuleDict(
+            {task: BoundaryConv(axes, stem_width, write, kernel - 2, gain=0.0) for task, (_, write) in channels.items()}
+        )
         for end in (*self.inlets.values(), *self.outlets.values()):
-            end.weight.no_muon = True  # a few physical channels are no matrix to orthogonalise
+            end.weight.no_muon = True  # type: ignore[union-attr]  # a few physical channels are no matrix to orthogonalise
 
     def forward(
-        self, u: Float[Tensor, "batch channel *grid"], features: Float[Tensor, "batch parameters_and_dt"], task: str, periodic: Sequence[bool]
+        self,
+        u: Float[Tensor, "batch channel *grid"],
+        features: Float[Tensor, "batch parameters_and_dt"],
+        task: str,
+        periodic: Sequence[bool],
     ) -> Float[Tensor, "batch rest *grid"]:
         condition = self.conditioner(task, features)
         fine = F.gelu(self.inlets[task](u, periodic))

@@ -5,7 +5,7 @@ no-flux Laplacian); in both every mode k is advanced by its own small matrix ove
 
     u_{t+dt}(k) = sum_j f_j(params) M_j(k) u_t(k),
 
-with f_j = 1, p_1, .., p_P, p_1^2, .., p_P^2 (standardised parameters), so that one propagator serves every parameter value.
+with f_j = 1, p_1, .., p_P, p_1^2, .., p_P^2 (standardised parameters), so that one propagator serves all their values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 def cosine_basis(size: int) -> Float[Tensor, "mode cell"]:
     """Orthonormal DCT-II matrix in float64: mode k samples cos(pi k (i + 1/2) / size) at cell centres."""
-    k, i = torch.meshgrid(torch.arange(size, dtype=torch.float64), torch.arange(size, dtype=torch.float64), indexing="ij")
+    k, i = torch.meshgrid(
+        torch.arange(size, dtype=torch.float64), torch.arange(size, dtype=torch.float64), indexing="ij"
+    )
     basis = torch.cos(math.pi * k * (i + 0.5) / size) * math.sqrt(2 / size)
     basis[0] /= math.sqrt(2)
     return basis
@@ -45,12 +47,14 @@ class ModeTransform(nn.Module):
 
     def forward(self, u: Float[Tensor, "batch channel *grid"]) -> Tensor:
         if self.fourier:
-            return torch.fft.rfftn(u, dim=self.axes, norm="ortho")
+            modes: Tensor = torch.fft.rfftn(u, dim=self.axes, norm="ortho")
+            return modes
         return self._cosine(u, inverse=False)
 
     def inverse(self, modes: Tensor) -> Tensor:
         if self.fourier:
-            return torch.fft.irfftn(modes, s=self.shape, dim=self.axes, norm="ortho")
+            u: Tensor = torch.fft.irfftn(modes, s=self.shape, dim=self.axes, norm="ortho")
+            return u
         return self._cosine(modes, inverse=True)
 
     def _cosine(self, u: Tensor, *, inverse: bool) -> Tensor:
@@ -63,7 +67,13 @@ class ModeTransform(nn.Module):
 
 def parameter_features(params: Float[Tensor, "batch parameter"], powers: int) -> Float[Tensor, "batch feature"]:
     """1, p, .., p^powers for every parameter."""
-    return torch.cat([torch.ones_like(params[:, :1]) if params.shape[1] else params.new_ones(len(params), 1), *[params**k for k in range(1, powers + 1)]], dim=1)
+    return torch.cat(
+        [
+            torch.ones_like(params[:, :1]) if params.shape[1] else params.new_ones(len(params), 1),
+            *[params**k for k in range(1, powers + 1)],
+        ],
+        dim=1,
+    )
 
 
 class LinearPropagator(nn.Module):
@@ -76,8 +86,16 @@ class LinearPropagator(nn.Module):
         powers: highest power of each parameter, 0 when all training data share one value.
     """
 
+    matrix: Tensor
+
     def __init__(
-        self, shape: Sequence[int], periodic: Sequence[bool], channels: int, parameters: int, conserved: Sequence[bool], powers: int = 0
+        self,
+        shape: Sequence[int],
+        periodic: Sequence[bool],
+        channels: int,
+        parameters: int,
+        conserved: Sequence[bool],
+        powers: int = 0,
     ) -> None:
         super().__init__()
         self.transform = ModeTransform(shape, periodic)
@@ -120,11 +138,19 @@ class LinearPropagator(nn.Module):
         # M G = C  <=>  G^H M^H = C^H, with G Hermitian
         solution = torch.linalg.solve(gram + ridge * energy * eye, cross.mH).mH
         channels = cross.shape[1]
-        matrix = solution.reshape(-1, channels, self.matrix.shape[1], channels).permute(2, 1, 3, 0).reshape(*self.matrix.shape[1:])
+        matrix = (
+            solution.reshape(-1, channels, self.matrix.shape[1], channels)
+            .permute(2, 1, 3, 0)
+            .reshape(*self.matrix.shape[1:])
+        )
         for channel, keeps in enumerate(self.conserved):
             if keeps:
                 mean_mode = (slice(None), channel, slice(None), *[0] * len(self.transform.shape))
                 matrix[mean_mode] = 0
                 matrix[(0, channel, channel, *[0] * len(self.transform.shape))] = 1
-        self.matrix.copy_(torch.stack([matrix.real, matrix.imag]) if matrix.is_complex() else torch.stack([matrix, torch.zeros_like(matrix)]))
+        self.matrix.copy_(
+            torch.stack([matrix.real, matrix.imag])
+            if matrix.is_complex()
+            else torch.stack([matrix, torch.zeros_like(matrix)])
+        )
         self.transform.float()

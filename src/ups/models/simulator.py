@@ -10,13 +10,15 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ups.errors import UpsError
 from ups.models.codec import Codec
-from ups.models.emulator import Normalizer, TaskSpec
+from ups.models.emulator import TaskSpec
+from ups.models.layers import ModuleMap
 from ups.models.operator import LatentOperator
 from ups.models.step import StepEmulator
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -52,72 +54,100 @@ class Simulator(StepEmulator):
         self.architecture = architecture
         dims = {spec.axes for spec in tasks.values()}
         if len(dims) > 1:
-            raise UpsError(f"one model serves tasks of one dimension, not {', '.join(f'{t} ({s.axes}D)' for t, s in tasks.items())}; train them apart")
-        self.codecs = nn.ModuleDict(
-            {task: Codec(len(spec.fields), architecture.latent_dim, architecture.patch, spec.periodic) for task, spec in tasks.items()}
+            raise UpsError(
+                "one model serves tasks of one dimension, "
+                f"not {', '.join(f'{t} ({s.axes}D)' for t, s in tasks.items())}; train them apart"
+            )
+        self.codecs: ModuleMap[Codec] = ModuleMap(
+            {
+                task: Codec(len(spec.fields), architecture.latent_dim, architecture.patch, spec.periodic)
+                for task, spec in tasks.items()
+            }
         )
         a = architecture
         self.operator = LatentOperator(
             dims.pop(),
             {task: (spec.context * len(spec.fields), self.physics[task].rest.width) for task, spec in tasks.items()},
             {task: len(spec.param_names) for task, spec in tasks.items()},
-            patch=a.patch, architecture=a.architecture, hidden_dim=a.hidden_dim, depths=a.depths, heads=a.heads, window=a.window,
-            mlp_ratio=a.mlp_ratio, qk_norm=a.qk_norm, drop_path=a.drop_path, stem_width=a.stem_width,
+            patch=a.patch, architecture=a.architecture, hidden_dim=a.hidden_dim, depths=a.depths, heads=a.heads,
+            window=a.window, mlp_ratio=a.mlp_ratio, qk_norm=a.qk_norm, drop_path=a.drop_path, stem_width=a.stem_width,
             use_activation_checkpoint=a.use_activation_checkpoint,
         )  # fmt: skip
         unit = a.patch * self.operator.trunk.factor * (a.window or 1)
         for task, spec in tasks.items():
             if any(size % unit for size in spec.lattice):
                 raise UpsError(
-                    f"{task}: a grid of {' x '.join(map(str, spec.lattice))} cannot be cut into tokens: each axis must be a multiple of {unit} "
-                    f"(latent.patch {a.patch} x U-Net halvings {self.operator.trunk.factor} x operator.pdet.window {a.window or 1})"
+                    f"{task}: a grid of {' x '.join(map(str, spec.lattice))} cannot be cut into tokens: "
+                    f"each axis must be a multiple of {unit} (latent.patch {a.patch} x "
+                    f"U-Net halvings {self.operator.trunk.factor} x operator.pdet.window {a.window or 1})"
                 )
 
     # --- codec -------------------------------------------------------------------------------------------------------
 
-    def encode(self, u: Float[Tensor, "batch context channel *grid"], *, task: str) -> Float[Tensor, "batch context latent *tokens"]:
+    def encode(
+        self, u: Float[Tensor, "batch context channel *grid"], *, task: str
+    ) -> Float[Tensor, "batch context latent *tokens"]:
         """Physical frames to latent tokens, frame by frame."""
         u_hat = self.normalizers[task](u)
-        z: Tensor = self.codecs[task].encode(u_hat.flatten(0, 1))
-        return z.unflatten(0, u.shape[:2])
+        z: Tensor = self.codecs[task].encode(u_hat.flatten(0, 1)).unflatten(0, u.shape[:2])
+        return z
 
-    def decode(self, z: Float[Tensor, "batch time latent *tokens"], *, task: str) -> Float[Tensor, "batch time channel *grid"]:
+    def decode(
+        self, z: Float[Tensor, "batch time latent *tokens"], *, task: str
+    ) -> Float[Tensor, "batch time channel *grid"]:
         """Latent tokens to physical frames on the lattice."""
         u_hat = self.codecs[task].decode(z.flatten(0, 1))
-        frames: Tensor = self.normalizers[task].inverse(u_hat)
-        return frames.unflatten(0, z.shape[:2])
+        frames: Tensor = self.normalizers[task].inverse(u_hat).unflatten(0, z.shape[:2])
+        return frames
 
     def decode_at(
         self, z: Float[Tensor, "batch time latent *tokens"], points: Float[Tensor, "point axis"], *, task: str
     ) -> Float[Tensor, "batch time channel point"]:
         """Latent tokens to physical values at any points, given in physical coordinates."""
         spec = self.tasks[task]
-        origin, spacing = (torch.tensor(values, dtype=torch.float64, device=points.device) for values in (spec.origin, spec.spacing))
+        origin, spacing = (
+            torch.tensor(values, dtype=torch.float64, device=points.device) for values in (spec.origin, spec.spacing)
+        )
         u_hat = self.codecs[task].decode_at(z.flatten(0, 1), (points.double() - origin) / spacing)
         shape = (-1, 1)
-        normalizer: Normalizer = self.normalizers[task]
+        normalizer = self.normalizers[task]
         values = u_hat * normalizer.std.reshape(shape) + normalizer.mean.reshape(shape)
-        return values.unflatten(0, z.shape[:2])
+        frames: Tensor = values.unflatten(0, z.shape[:2])
+        return frames
 
-    def reconstruct(self, u: Float[Tensor, "batch channel *grid"], *, task: str) -> Float[Tensor, "batch channel *grid"]:
+    def reconstruct(
+        self, u: Float[Tensor, "batch channel *grid"], *, task: str
+    ) -> Float[Tensor, "batch channel *grid"]:
         return self.decode(self.encode(u[:, None], task=task), task=task)[:, 0]
 
     # --- step --------------------------------------------------------------------------------------------------------
 
     def advance(
-        self, z: Float[Tensor, "batch context latent *tokens"], *, task: str, dt: Float[Tensor, " batch"], params: Float[Tensor, "batch parameter"]
+        self,
+        z: Float[Tensor, "batch context latent *tokens"],
+        *,
+        task: str,
+        dt: Float[Tensor, " batch"],
+        params: Float[Tensor, "batch parameter"],
     ) -> Float[Tensor, "batch latent *tokens"]:
         """G: the latents `dt` after the last of `z`."""
         u_hat = self.codecs[task].decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
         z_next: Tensor = self.codecs[task].encode(self.advance_normalized(u_hat, task=task, dt=dt, params=params))
         return z_next
 
-    def rest(self, u_hat: Float[Tensor, "batch channel *grid"], features: Float[Tensor, "batch feature"], task: str) -> Tensor:
+    def rest(
+        self, u_hat: Float[Tensor, "batch channel *grid"], features: Float[Tensor, "batch feature"], task: str
+    ) -> Tensor:
         raw: Tensor = self.operator(u_hat, features, task, self.tasks[task].periodic)
         return raw
 
     def step(
-        self, context: Float[Tensor, "batch context channel *grid"], *, task: str, dt: Float[Tensor, " batch"], params: Float[Tensor, "batch parameter"]
+        self,
+        context: Float[Tensor, "batch context channel *grid"],
+        *,
+        task: str,
+        dt: Float[Tensor, " batch"],
+        params: Float[Tensor, "batch parameter"],
     ) -> Float[Tensor, "batch channel *grid"]:
         z = self.advance(self.encode(context, task=task), task=task, dt=dt, params=params)
         return self.decode(z[:, None], task=task)[:, 0]
@@ -125,7 +155,7 @@ class Simulator(StepEmulator):
     def rollout_latent(
         self, context: Tensor, steps: int, *, task: str, dt: Tensor, params: Tensor, mode: str = "latent"
     ) -> Float[Tensor, "batch steps latent *tokens"]:
-        """Latents of `steps` steps after the context frames; `physical` mode decodes and encodes again after every step."""
+        """Latents of `steps` steps after the context frames; mode `physical` decodes and encodes again after each."""
         self.check(context, task)
         z, latents = self.encode(context, task=task), []
         for _ in range(steps):

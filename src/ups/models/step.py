@@ -2,8 +2,8 @@
 
     u_{t+dt} = B u_t + rest,      rest_i = sum_axes (F_{i-1/2} - F_{i+1/2}) [+ S_i]      or      rest_i = dU_i,
 
-with the linear propagator B, and fluxes F, sources S or increments dU written by a network. A flux leaves the integral of
-a conserved field unchanged at any weights, trained or not.
+with the linear propagator B, and fluxes F, sources S or increments dU written by a network. A flux leaves the integral
+of a conserved field unchanged at any weights, trained or not.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ups.models.emulator import Emulator, TaskSpec
+from ups.models.layers import ModuleMap
 from ups.models.propagator import LinearPropagator, ModeTransform
 
 REST_PER_FIELD = {"flux": (1, 0), "flux_source": (1, 1), "increment": (0, 1)}  # form -> (fluxes per axis, sources)
@@ -66,10 +67,10 @@ class Rest(nn.Module):
 
     @torch.no_grad()
     def fit(self, left_over: Float[Tensor, "sample channel *grid"]) -> None:
-        """Scales the output so that a raw output of unit size makes changes of the size of `left_over` (u_{t+dt} - base).
+        """Scales the output so that raw values of unit size make changes of the size of `left_over` (u_{t+dt} - base).
 
-        The flux needed for a change r is the gradient of a potential, |F_k| = |r_k| / |D_k| per Fourier mode, with D the
-        difference operator; its root mean square over samples is the scale.
+        The flux needed for a change r is the gradient of a potential, |F_k| = |r_k| / |D_k| per Fourier mode, with D
+        the difference operator; its root mean square over samples is the scale.
         """
         sources = left_over.square().mean(dim=[0, *range(2, left_over.ndim)]).sqrt()
         transform = ModeTransform(left_over.shape[2:], [True] * self.axes)
@@ -77,7 +78,9 @@ class Rest(nn.Module):
         symbol = torch.zeros(transform.mode_shape)
         for axis, size in enumerate(transform.shape):
             frequency = torch.fft.rfftfreq(size) if axis == self.axes - 1 else torch.fft.fftfreq(size)
-            symbol = symbol + (2 * torch.sin(torch.pi * frequency)).square().reshape([-1 if other == axis else 1 for other in range(self.axes)])
+            symbol = symbol + (2 * torch.sin(torch.pi * frequency)).square().reshape(
+                [-1 if other == axis else 1 for other in range(self.axes)]
+            )
         needed = torch.where(symbol > 0, spectrum / symbol.clamp_min(1e-12), torch.zeros(()))
         half = torch.full((transform.mode_shape[-1],), 2.0)
         half[0] = 1.0
@@ -97,7 +100,14 @@ class Physics(nn.Module):
         super().__init__()
         channels = len(spec.fields)
         self.base = (
-            LinearPropagator(spec.lattice, spec.periodic, channels, len(spec.param_names), spec.conserved, powers=2 if spec.varies else 0)
+            LinearPropagator(
+                spec.lattice,
+                spec.periodic,
+                channels,
+                len(spec.param_names),
+                spec.conserved,
+                powers=2 if spec.varies else 0,
+            )
             if base == "linear"
             else None
         )
@@ -117,14 +127,23 @@ class StepEmulator(Emulator):
 
     def __init__(self, tasks: Mapping[str, TaskSpec], *, base: str, form: str | None = None) -> None:
         super().__init__(tasks)
-        self.physics = nn.ModuleDict({task: Physics(spec, base, form or spec.form) for task, spec in tasks.items()})
+        self.physics: ModuleMap[Physics] = ModuleMap(
+            {task: Physics(spec, base, form or spec.form) for task, spec in tasks.items()}
+        )
 
-    def rest(self, u_hat: Float[Tensor, "batch channel *grid"], features: Float[Tensor, "batch feature"], task: str) -> Tensor | None:
+    def rest(
+        self, u_hat: Float[Tensor, "batch channel *grid"], features: Float[Tensor, "batch feature"], task: str
+    ) -> Tensor | None:
         """The raw rest (batch, width, *grid) from normalised context frames (stacked as channels); None for no rest."""
         raise NotImplementedError
 
     def advance_normalized(
-        self, u_hat: Float[Tensor, "batch context channel *grid"], *, task: str, dt: Float[Tensor, " batch"], params: Float[Tensor, "batch parameter"]
+        self,
+        u_hat: Float[Tensor, "batch context channel *grid"],
+        *,
+        task: str,
+        dt: Float[Tensor, " batch"],
+        params: Float[Tensor, "batch parameter"],
     ) -> Float[Tensor, "batch channel *grid"]:
         """One step on the lattice, in normalised fields."""
         physics, normalizer = self.physics[task], self.normalizers[task]
@@ -133,10 +152,17 @@ class StepEmulator(Emulator):
         return base if raw is None else base + physics.rest(raw)
 
     def step(
-        self, context: Float[Tensor, "batch context channel *grid"], *, task: str, dt: Float[Tensor, " batch"], params: Float[Tensor, "batch parameter"]
+        self,
+        context: Float[Tensor, "batch context channel *grid"],
+        *,
+        task: str,
+        dt: Float[Tensor, " batch"],
+        params: Float[Tensor, "batch parameter"],
     ) -> Float[Tensor, "batch channel *grid"]:
         normalizer = self.normalizers[task]
-        frame: Tensor = normalizer.inverse(self.advance_normalized(normalizer(context), task=task, dt=dt, params=params))
+        frame: Tensor = normalizer.inverse(
+            self.advance_normalized(normalizer(context), task=task, dt=dt, params=params)
+        )
         return frame
 
     @torch.no_grad()
@@ -144,7 +170,7 @@ class StepEmulator(Emulator):
         """Fits what has a closed form to training frames: the linear base and the scale of the rest.
 
         Args:
-            pairs: batches of (u_t, u_{t+dt}, params) in physical units: (batch, channel, *grid) twice, (batch, parameter).
+            pairs: batches of (u_t, u_{t+dt}, params), physical: (batch, channel, *grid) twice, (batch, parameter).
         """
         physics, normalizer = self.physics[task], self.normalizers[task]
         hats = [(normalizer(before), normalizer(after), normalizer.params(params)) for before, after, params in pairs]

@@ -26,7 +26,11 @@ Plain = TypeVar("Plain", TaskSpec, Architecture)
 def save_model(emulator: Emulator, folder: Path) -> None:
     """Writes an emulator into `folder`, made if missing; each file appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    config: dict[str, Any] = {"format": FORMAT, "kind": emulator.name, "tasks": {task: asdict(spec) for task, spec in emulator.tasks.items()}}
+    config: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": emulator.name,
+        "tasks": {task: asdict(spec) for task, spec in emulator.tasks.items()},
+    }
     if isinstance(emulator, Simulator):
         config["architecture"] = asdict(emulator.architecture)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in emulator.state_dict().items()}
@@ -47,14 +51,21 @@ def load_model(folder: Path, device: torch.device | None = None) -> Emulator:
     config_path, weights_path = folder / CONFIG, folder / WEIGHTS
     for path in (config_path, weights_path):
         if not path.is_file():
-            raise CheckpointError(f"{folder} holds no trained model: {path.name} is missing; train one with 'ups run', or name a run's folder")
+            raise CheckpointError(
+                f"{folder} holds no trained model: {path.name} is missing; "
+                "train one with 'ups run', or name a run's folder"
+            )
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
         tensors = load_file(weights_path)
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise CheckpointError(f"the model in {folder} is damaged ({error}); copy it again, or train it again with 'ups run'") from error
+        raise CheckpointError(
+            f"the model in {folder} is damaged ({error}); copy it again, or train it again with 'ups run'"
+        ) from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise CheckpointError(f"{config_path} is not of model format {FORMAT}; it was written by another version of ups")
+        raise CheckpointError(
+            f"{config_path} is not of model format {FORMAT}; it was written by another version of ups"
+        )
     try:
         emulator = make_emulator(config)
         emulator.load_state_dict(tensors)
@@ -76,4 +87,5 @@ def from_json(kind: type[Plain], values: Mapping[str, Any]) -> Plain:
     unknown = set(values) - {field.name for field in fields(kind)}
     if unknown:
         raise TypeError(f"unknown keys {', '.join(sorted(unknown))}")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return kind(**plain)

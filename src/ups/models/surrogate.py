@@ -62,7 +62,7 @@ class Surrogate:
         Args:
             u0: (batch, channel, *grid), or (batch, context, channel, *grid) for a model of more than one context frame.
             steps: frames to predict, each `spec().dt` after the last.
-            params: PDE parameters by name, one number for all samples or one per sample; those left out take the train mean.
+            params: PDE parameters by name, one number for all samples or one each; those left out take the train mean.
             points: (point, axis) physical coordinates to decode at instead of the grid.
             members: not available: an ensemble needs the residual diffusion stage, which does not exist yet.
 
@@ -73,7 +73,10 @@ class Surrogate:
             UpsError: shapes, parameters or points do not fit the model; the message says which and what would.
         """
         if members is not None:
-            raise UpsError("members: this model is deterministic; ensembles need a residual diffusion stage, which ups does not have yet")
+            raise UpsError(
+                "members: this model is deterministic; ensembles need a residual diffusion stage, "
+                "which ups does not have yet"
+            )
         if steps < 1:
             raise UsageError(f"steps is {steps}; it must be at least 1")
         if mode not in ("latent", "physical"):
@@ -87,42 +90,64 @@ class Surrogate:
             raise UpsError("u0 holds NaN or infinite values; a roll-out from them would hold nothing else")
         batch = len(context)
         dt = torch.full((batch,), spec.dt, device=self.device)
-        arguments = {"task": spec.name, "dt": dt, "params": self._params(spec, params or {}, batch), "mode": mode}
+        arguments: dict[str, Any] = {
+            "task": spec.name,
+            "dt": dt,
+            "params": self._params(spec, params or {}, batch),
+            "mode": mode,
+        }
         if points is None:
             return self.emulator.rollout(context, steps, **arguments)
         if not isinstance(self.emulator, Simulator):
-            raise UpsError(f"points: the baseline '{self.emulator.name}' predicts on its grid alone; only the simulator decodes anywhere")
+            raise UpsError(
+                f"points: the baseline '{self.emulator.name}' predicts on its grid alone; "
+                "only the simulator decodes anywhere"
+            )
         where = self._points(spec, points)
         return self.emulator.decode_at(self.emulator.rollout_latent(context, steps, **arguments), where, task=spec.name)
 
     def _tensor(self, values: Array | float) -> Tensor:
-        return torch.as_tensor(values if isinstance(values, Tensor) else np.asarray(values), dtype=torch.float32, device=self.device)
+        return torch.as_tensor(
+            values if isinstance(values, Tensor) else np.asarray(values), dtype=torch.float32, device=self.device
+        )
 
     def _params(self, spec: TaskSpec, given: Mapping[str, float | Sequence[float]], batch: int) -> Tensor:
         unknown = set(given) - set(spec.param_names)
         if unknown:
-            raise UsageError(f"params: {spec.name} has {', '.join(spec.param_names) or 'no parameters'}, not {', '.join(sorted(unknown))}")
+            raise UsageError(
+                f"params: {spec.name} has {', '.join(spec.param_names) or 'no parameters'}, "
+                f"not {', '.join(sorted(unknown))}"
+            )
         columns = []
         for name, log, mean in zip(spec.param_names, spec.param_log, spec.param_mean, strict=True):
             value = self._tensor(given.get(name, float(np.exp(mean)) if log else mean))
             if value.numel() not in (1, batch):
-                raise UsageError(f"params: {name} has {value.numel()} values for {batch} samples; give one, or one per sample")
+                raise UsageError(
+                    f"params: {name} has {value.numel()} values for {batch} samples; give one, or one per sample"
+                )
             if log and not bool((value > 0).all()):
                 raise UsageError(f"params: {name} must be positive")
             columns.append(value.expand(batch) if value.numel() == 1 else value)
         return torch.stack(columns, 1) if columns else torch.zeros(batch, 0, device=self.device)
 
     def _points(self, spec: TaskSpec, points: Array) -> Tensor:
-        where = torch.as_tensor(points if isinstance(points, Tensor) else np.asarray(points), dtype=torch.float64, device=self.device)
+        where = torch.as_tensor(
+            points if isinstance(points, Tensor) else np.asarray(points), dtype=torch.float64, device=self.device
+        )
         if where.ndim == 1 and spec.axes == 1:
             where = where[:, None]
         if where.ndim != 2 or where.shape[1] != spec.axes:
-            raise UpsError(f"points has shape {tuple(where.shape)}; {spec.name} needs (points, {spec.axes}) coordinates")
+            raise UpsError(
+                f"points has shape {tuple(where.shape)}; {spec.name} needs (points, {spec.axes}) coordinates"
+            )
         for axis, (start, step, size) in enumerate(zip(spec.origin, spec.spacing, spec.lattice, strict=True)):
             low, high = start - 0.5 * step, start + (size - 0.5) * step
             column = where[:, axis]
             if not bool(((column >= low - 1e-9) & (column <= high + 1e-9)).all()):
-                raise UpsError(f"points: coordinate {axis} reaches from {column.min():g} to {column.max():g}; the domain is {low:g} to {high:g}")
+                raise UpsError(
+                    f"points: coordinate {axis} reaches from {column.min():g} to {column.max():g}; "
+                    f"the domain is {low:g} to {high:g}"
+                )
         return where
 
 
@@ -132,5 +157,7 @@ def load(folder: str | Path, device: torch.device | str | None = None) -> Surrog
     Raises:
         CheckpointError: there is no model, or it is damaged.
     """
-    chosen = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = (
+        torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    )
     return Surrogate(load_model(Path(folder) / "model", chosen), chosen)

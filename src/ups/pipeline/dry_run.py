@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 
 from ups.errors import UpsError
 from ups.models.baselines import make_baseline
 from ups.models.step import StepEmulator
-from ups.pipeline.checks import Problem
 from ups.pipeline.train import STAGES, make_loader
 from ups.pipeline.workspace import Workspace
 from ups.training.loop import Objective
@@ -19,14 +18,14 @@ from ups.training.schedule import Budget
 from ups.training.stages import build_augments, build_objective
 
 
-def dry_run(workspace: Workspace) -> Sequence[Problem]:
-    """The problems that one batch through every enabled stage and baseline brings to light; says what each step costs."""
-    try:
-        for name, objective, batch_size, budget in _trainings(workspace):
-            workspace.progress.say(_try_batch(workspace, name, objective, batch_size, budget))
-    except UpsError as error:
-        return [Problem("dry run", "model", str(error), "change the setting it names")]
-    return []
+def dry_run(workspace: Workspace) -> None:
+    """Sends one batch through every enabled stage and baseline, and says what each step costs.
+
+    Raises:
+        UpsError: a model cannot be built for this data, or a loss is not finite.
+    """
+    for name, objective, batch_size, budget in _trainings(workspace):
+        workspace.progress.say(_try_batch(workspace, name, objective, batch_size, budget))
 
 
 def _trainings(workspace: Workspace) -> Iterator[tuple[str, Objective, int, Budget | None]]:
@@ -36,11 +35,11 @@ def _trainings(workspace: Workspace) -> Iterator[tuple[str, Objective, int, Budg
     for stage in STAGES:
         if not settings.stage(stage).skipped:
             objective = build_objective(stage, settings, simulator, augments)
-            yield stage, objective, settings.batch_size_of(stage), Budget.of(settings.stage(stage))
+            yield stage, objective, workspace.batch_size(stage), Budget.of(settings.stage(stage))
     for name in settings.evaluation.baselines:
         emulator = make_baseline(name, workspace.specs).to(workspace.device)
         if isinstance(emulator, StepEmulator) and any(p.requires_grad for p in emulator.parameters()):
-            yield f"baseline {name}", EmulatorObjective(emulator, augments), settings.batch_size_of("operator"), None
+            yield f"baseline {name}", EmulatorObjective(emulator, augments), workspace.batch_size("operator"), None
 
 
 def _try_batch(workspace: Workspace, name: str, objective: Objective, batch_size: int, budget: Budget | None) -> str:
@@ -58,7 +57,9 @@ def _try_batch(workspace: Workspace, name: str, objective: Objective, batch_size
         seconds = time.perf_counter() - began
         objective.module.zero_grad()
     if not finite:
-        raise UpsError(f"{name}: the loss of the first batch is {loss.item()}; check the data's ranges, or lower training.lambda_*")
+        raise UpsError(
+            f"{name}: the loss of the first batch is {loss.item()}; check the data's ranges, or lower training.lambda_*"
+        )
     count = sum(p.numel() for p in objective.module.parameters() if p.requires_grad)
     line = f"dry run {name}: {count:,} parameters, {1000 * seconds:.0f} ms a step"
     steps = _steps(budget, loader.steps_per_epoch)
@@ -73,4 +74,10 @@ def _steps(budget: Budget | None, steps_per_epoch: int) -> int | None:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ups.config.data import DataSettings
 from ups.config.load import load_settings
+from ups.data.pdebench import open_trajectories
 from ups.data.split import load_files
-from ups.errors import UsageError
+from ups.data.trajectories import TrajectorySet
+from ups.errors import DataError, UsageError
 from ups.evaluation.evaluate import Protocol, evaluate
 from ups.models.baselines import make_baseline
+from ups.models.emulator import TaskSpec
 from ups.models.store import load_model
 from ups.pipeline.judge import Row, score_table
 from ups.pipeline.records import digest, write_json
@@ -32,25 +37,58 @@ def open_run(run: Path, progress: Progress) -> Workspace:
 
 
 def evaluate_run(run: Path, files: Sequence[Path], split: str, progress: Progress) -> list[Row]:
-    """Scores the run's model and persistence; writes `evaluation/<split>.json`, or `evaluation/files-<hash>.json` for files.
+    """Scores the run's model and persistence; writes `split-<split>.json` or `files-<hash>.json` in `evaluation/`.
 
     Args:
-        files: trajectories to score instead of the run's own; all of one task of the model.
+        files: trajectories to score instead of the run's own; each of a task of the model.
+
+    Raises:
+        DataError: a file is of no task of the model, or on another grid or time step than it was trained on.
     """
     workspace = open_run(run, progress)
     simulator = load_model(run / "model", workspace.device)
-    if files:
-        tasks = tuple(simulator.tasks)
-        sets = load_files(files, tasks, workspace.settings.data)
-    else:
-        sets = workspace.splits[split]
+    sets = load_sets(files, simulator.tasks, workspace.settings.data) if files else workspace.splits[split]
     settings = workspace.settings.evaluation
-    protocol = Protocol(
-        "files" if files else split, settings.full.max_samples, settings.full.steps, settings.rollout_mode, settings.batch_size
-    )
+    full = settings.full
+    name = "files" if files else split
+    protocol = Protocol(name, full.max_samples, full.steps, settings.rollout_mode, settings.batch_size)
     emulators = {"ups": simulator, "persistence": make_baseline("persistence", simulator.tasks)}
     found = evaluate(emulators, sets, protocol=protocol, device=workspace.device, progress=progress, showcases=False)
-    name = f"files-{digest([str(path) for path in files])[:8]}" if files else f"split-{split}"
-    write_json(run / "evaluation" / f"{name}.json", found.to_json())
-    progress.say(f"scores: {run / 'evaluation' / f'{name}.json'}")
-    return score_table(found)
+    place = f"files-{digest([str(path) for path in files])[:8]}" if files else f"split-{split}"
+    path = run / "evaluation" / f"{place}.json"
+    write_json(path, found.to_json())
+    progress.say(f"scores: {path}")
+    return score_table(found.to_json())
+
+
+def load_sets(files: Sequence[Path], tasks: Mapping[str, TaskSpec], data: DataSettings) -> dict[str, TrajectorySet]:
+    """All trajectories of some files, by task of the model; a model of one task takes every file to be of that one."""
+    by_task: dict[str, list[Path]] = {}
+    for path in files:
+        if len(tasks) == 1:
+            task = next(iter(tasks))
+        else:
+            with open_trajectories(path) as file:
+                task = file.task
+        by_task.setdefault(task, []).append(path)
+    sets = {}
+    for task, paths in by_task.items():
+        if task not in tasks:
+            raise DataError(f"{paths[0]} is of the task {task}; this model knows {', '.join(tasks)}")
+        sets[task] = load_files(paths, task, data.model_copy(update={"max_samples": None}))
+        require_fit(tasks[task], sets[task], paths[0])
+    return sets
+
+
+def require_fit(spec: TaskSpec, trajectories: TrajectorySet, path: Path) -> None:
+    """Refuses trajectories on another grid or time step than the model's."""
+    if tuple(trajectories.grid.shape) != spec.lattice:
+        found, wanted = (" x ".join(map(str, shape)) for shape in (trajectories.grid.shape, spec.lattice))
+        raise DataError(
+            f"{path}: its grid is {found}, but the model was trained on {wanted}; give files of that resolution"
+        )
+    if not math.isclose(float(trajectories.dt), spec.dt, rel_tol=1e-3):
+        raise DataError(
+            f"{path}: its frames are {float(trajectories.dt):g} apart, but the model steps {spec.dt:g}; "
+            "give files of that time step"
+        )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ups.data.trajectories import TrajectorySet
+from ups.errors import UpsError
 from ups.evaluation.evaluate import Evaluation, Protocol, evaluate
 from ups.models.emulator import Emulator
 from ups.physics.solvers.cost import SolverCost, coarsest_solver
@@ -17,7 +20,9 @@ Row = dict[str, str]
 SOLVER_SAMPLES = 4  # trajectories the reference solver is timed on
 
 
-def evaluate_models(workspace: Workspace, emulators: Mapping[str, Emulator], scope: str, split: str = "test") -> Evaluation:
+def evaluate_models(
+    workspace: Workspace, emulators: Mapping[str, Emulator], scope: str, split: str = "test"
+) -> Evaluation:
     """Scores the emulators (the simulator first) on a split of the run's own data and saves `evaluation/<scope>.json`.
 
     Args:
@@ -28,7 +33,12 @@ def evaluate_models(workspace: Workspace, emulators: Mapping[str, Emulator], sco
     protocol = Protocol(split, wanted.max_samples, wanted.steps, settings.rollout_mode, settings.batch_size)
     sets = workspace.splits[split]
     found = evaluate(
-        emulators, sets, protocol=protocol, device=workspace.device, progress=workspace.progress, showcases=scope == "full"
+        emulators,
+        sets,
+        protocol=protocol,
+        device=workspace.device,
+        progress=workspace.progress,
+        showcases=scope == "full",
     )
     if scope == "full" and settings.solver_reference:
         found = found.with_solver_costs(solver_costs(found, sets, workspace))
@@ -63,44 +73,51 @@ def solver_costs(found: Evaluation, sets: Mapping[str, TrajectorySet], workspace
     return costs
 
 
-def score_table(found: Evaluation, costs: Mapping[str, SolverCost] | None = None) -> list[Row]:
-    """One row per task and emulator: error, and seconds per trajectory."""
+def score_table(scores: Mapping[str, Any]) -> list[Row]:
+    """One row per task and model: error, and seconds per trajectory; from what `evaluation/full.json` holds."""
     rows = []
-    for task, result in found.tasks.items():
-        for name, scores in sorted(result.emulators.items(), key=lambda item: item[0] == found.subject):
-            steps = int(result.facts["steps"])
-            seconds = scores.scores["wall_clock"].value
-            rows.append(
-                {
-                    "task": task,
-                    "model": name,
-                    "nrmse": number(scores.scores["nrmse"].value),
-                    "one step": number(scores.scores["one_step_nrmse"].value),
-                    "codec": number(scores.scores["codec_nrmse"].value),
-                    "s / trajectory": number(None if seconds is None else seconds * steps),
-                }
-            )
-        cost = (costs or {}).get(task)
-        if cost is not None:
-            label = f"solver, {cost.resolution} points" if cost.found else f"solver, {cost.resolution} points (best tried)"
-            rows.append(
-                {
-                    "task": task,
-                    "model": label,
-                    "nrmse": number(cost.nrmse),
-                    "one step": "",
-                    "codec": "",
-                    "s / trajectory": number(cost.seconds_per_trajectory),
-                }
-            )
+    for task, ours in scores["tasks"].items():
+        facts = scores["details"][task]
+        models = {**{name: of_task[task] for name, of_task in scores["baselines"].items()}, "ups": ours}
+        for name, found in models.items():
+            seconds = found["wall_clock"]
+            per_trajectory = None if seconds is None else seconds * facts["steps"]
+            rows.append(_row(task, name, found["nrmse"], found["one_step_nrmse"], found["codec_nrmse"], per_trajectory))
+        solver = facts.get("solver")
+        if solver is not None:
+            label = f"solver at {solver['resolution']}" + ("" if solver["found"] else " (finest tried)")
+            rows.append(_row(task, label, solver["nrmse"], None, None, solver["seconds"]))
     return rows
 
 
-def number(value: float | None) -> str:
-    """Three digits, or a dash for what could not be computed."""
+def read_table(run_dir: Path) -> list[Row]:
+    """The table of a run's full evaluation.
+
+    Raises:
+        UpsError: the evaluation is missing or damaged.
+    """
+    path = run_dir / "evaluation" / "full.json"
+    try:
+        return score_table(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError) as error:
+        raise UpsError(
+            f"{path} is missing or damaged ({error}); evaluate again with 'ups run --force evaluate'"
+        ) from error
+
+
+def _row(
+    task: str, model: str, nrmse: float | None, step: float | None, codec: float | None, seconds: float | None
+) -> Row:
+    return {
+        "task": task,
+        "model": model,
+        "nrmse": _number(nrmse),
+        "one step": _number(step),
+        "codec": _number(codec),
+        "s / trajectory": _number(seconds),
+    }
+
+
+def _number(value: float | None) -> str:
+    """Three digits, or a dash for what does not exist or could not be computed."""
     return "-" if value is None else f"{value:.3g}"
-
-
-def report_path(run_dir: Path) -> Path:
-    """Where a run's report is."""
-    return run_dir / "report.html"

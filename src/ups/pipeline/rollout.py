@@ -22,8 +22,8 @@ BATCH = 32
 def rollout_file(run: Path, source: Path, steps: int, out: Path, points: Path | None) -> None:
     """Rolls the model of `run` out from the first frames of every trajectory of `source`, and writes `out`.
 
-    On the grid, `out` holds the given frames and the predicted ones in the layout of the task's own files. At points, it
-    holds the predicted frames alone: each field (trajectory, time, point), `points` (point, axis) and `t-coordinate`.
+    On the grid, `out` holds the given frames and the predicted ones in the layout of the task's own files. At points,
+    it holds the predicted frames alone: each field (trajectory, time, point), `points` (point, axis), `t-coordinate`.
 
     Raises:
         UpsError: the file does not fit the model, or `out` exists or cannot be written.
@@ -40,9 +40,13 @@ def rollout_file(run: Path, source: Path, steps: int, out: Path, points: Path | 
         for first in range(0, file.num_trajectories, BATCH):
             part = slice(first, first + BATCH)
             params = {name: file.params[part, column].tolist() for column, name in enumerate(spec.param_names)}
-            predictions.append(surrogate.rollout(torch.from_numpy(context[part]), steps, params, task=spec.name, points=where).cpu())
+            predictions.append(
+                surrogate.rollout(torch.from_numpy(context[part]), steps, params, task=spec.name, points=where).cpu()
+            )
         times = float(file.times[0]) + spec.dt * np.arange(spec.context + steps)
-        attributes = dict(zip((p.keys[0] for p in get_equation(spec.name).parameters), file.params[0].tolist(), strict=True))
+        attributes = dict(
+            zip((p.keys[0] for p in get_equation(spec.name).parameters), file.params[0].tolist(), strict=True)
+        )
         axes = file.grid.axes
     part_file = out.with_name(out.name + ".part")
     try:
@@ -79,13 +83,20 @@ def matching_spec(surrogate: Surrogate, file: TrajectoryFile) -> TaskSpec:
     if len(file.times) > 1:
         dt = float(file.times[1] - file.times[0])
         if not np.isclose(dt * round(spec.dt / dt), spec.dt, rtol=1e-3):
-            raise UpsError(f"{file.path}: its frames are {dt:g} apart and the model steps {spec.dt:g}; give frames that the step is a multiple of")
+            raise UpsError(
+                f"{file.path}: its frames are {dt:g} apart and the model steps {spec.dt:g}; "
+                "give frames that the step is a multiple of"
+            )
         if spec.context > 1 and not np.isclose(dt, spec.dt, rtol=1e-3):
-            raise UpsError(f"{file.path}: its frames are {dt:g} apart, but the model reads {spec.context} frames {spec.dt:g} apart")
+            raise UpsError(
+                f"{file.path}: its frames are {dt:g} apart, but the model reads {spec.context} frames {spec.dt:g} apart"
+            )
     return spec
 
 
-def write_grid(target: h5py.File, spec: TaskSpec, frames: np.ndarray, axes: tuple[np.ndarray, ...], times: np.ndarray) -> None:
+def write_grid(
+    target: h5py.File, spec: TaskSpec, frames: np.ndarray, axes: tuple[np.ndarray, ...], times: np.ndarray
+) -> None:
     """Frames (trajectory, time, channel, *grid) in the layout of PDEBench's files of as many dimensions."""
     names = "xyz"[: len(axes)]
     if spec.axes == 1:

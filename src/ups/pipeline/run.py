@@ -1,4 +1,7 @@
-"""The whole way from settings to report: data, check, train, evaluate, report; every step is done once, and again when what it depends on changes."""
+"""The whole way from settings to report: data, check, train, evaluate, report.
+
+Every step is done once, and again when what it depends on changes.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,10 @@ from pathlib import Path
 
 from ups.config.load import resolved
 from ups.config.schema import Settings, StageName
-from ups.errors import UpsError, UsageError
+from ups.errors import UsageError
 from ups.evaluation.report import write_report
 from ups.models.emulator import Emulator
-from ups.pipeline.checks import run_checks
-from ups.pipeline.dry_run import dry_run
+from ups.pipeline.checks import ChecksFailed, Problem, find_all_problems
 from ups.pipeline.judge import Row, evaluate_models, read_table
 from ups.pipeline.records import digest
 from ups.pipeline.train import STAGES, train_baseline, train_stages
@@ -31,7 +33,9 @@ class RunOutcome:
     messages: tuple[str, ...]
 
 
-def run_pipeline(settings: Settings, *, progress: Progress, force: tuple[str, ...] = (), skip_checks: bool = False) -> RunOutcome:
+def run_pipeline(
+    settings: Settings, *, progress: Progress, force: tuple[str, ...] = (), skip_checks: bool = False
+) -> RunOutcome:
     """Runs every step that is not done yet, and those of `force`.
 
     Raises:
@@ -69,13 +73,26 @@ def train_pipeline(settings: Settings, *, progress: Progress, stage: StageName |
     workspace.write_metadata(trained=stage in (None, STAGES[-1]))
     done = [name for name in STAGES if workspace.records.key(name)]
     rows = [
-        {"stage": name, "validation nrmse": f"{workspace.records.note(name, 'best_valid', 0.0):.3g}", "steps": str(workspace.records.note(name, "steps", 0))}
+        {
+            "stage": name,
+            "validation nrmse": f"{workspace.records.note(name, 'best_valid', 0.0):.3g}",
+            "steps": str(workspace.records.note(name, "steps", 0)),
+        }
         for name in done
     ]
     return RunOutcome(workspace.run_dir, rows, ())
 
 
-def prepare(settings: Settings, progress: Progress, *, force: tuple[str, ...] = (), skip_checks: bool = False) -> Workspace:
+def check_pipeline(settings: Settings, *, progress: Progress) -> list[Problem]:
+    """Every problem that would stop or spoil a run; nothing is written but data that is to be generated."""
+    workspace = Workspace(settings, progress)
+    workspace.generate_missing()
+    return find_all_problems(workspace)
+
+
+def prepare(
+    settings: Settings, progress: Progress, *, force: tuple[str, ...] = (), skip_checks: bool = False
+) -> Workspace:
     """The workspace of a run whose data is there and passed its checks."""
     unknown = [step for step in force if step not in STEPS]
     if unknown:
@@ -90,8 +107,8 @@ def prepare(settings: Settings, progress: Progress, *, force: tuple[str, ...] = 
     if skip_checks or workspace.records.done("check", key := digest(resolved(settings))):
         return workspace
     began = time.perf_counter()
-    problems = run_checks(settings, progress, dry_run=lambda: dry_run(workspace))
+    problems = find_all_problems(workspace)
     if problems:
-        raise UpsError("\n".join([f"{len(problems)} problems found:", *(f"  {p.where}: {p.what}; {p.remedy}" for p in problems)]))
+        raise ChecksFailed(problems)
     workspace.records.finish("check", key, time.perf_counter() - began)
     return workspace

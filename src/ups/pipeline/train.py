@@ -31,7 +31,7 @@ from ups.training.monitor import JsonlSink, Monitor
 from ups.training.objectives import EmulatorObjective
 from ups.training.optim import build_optimizer
 from ups.training.schedule import Budget, build_schedule
-from ups.training.stages import BASELINE_OPTIMIZER, build_augments, build_objective, fit_pairs
+from ups.training.stages import BASELINE_OPTIMIZERS, build_augments, build_objective, fit_pairs
 
 STAGES: tuple[StageName, ...] = ("codec", "operator")
 CODEC_IS_EXACT = 1e-5  # validation nrmse of a codec below which there is nothing to train
@@ -53,14 +53,15 @@ class Plan:
 
 
 def train_stages(workspace: Workspace, stages: tuple[StageName, ...] = STAGES) -> Simulator:
-    """Trains the stages that are not done yet, in order, and leaves the result in `model/`."""
+    """Trains the stages that are not done yet, in order; after the last of all, the result is in `model/`."""
     simulator = workspace.new_simulator().to(workspace.device)
     key = fit_closed_form(workspace, simulator)
     for stage in stages:
         if workspace.settings.stage(stage).skipped:
             continue
         key = train_stage(workspace, stage, simulator, key)
-    save_model(simulator, workspace.run_dir / "model")
+    if stages[-1] == STAGES[-1]:
+        save_model(simulator, workspace.run_dir / "model")
     return simulator.eval()
 
 
@@ -97,7 +98,7 @@ def train_stage(workspace: Workspace, stage: StageName, simulator: Simulator, be
         objective=build_objective(stage, settings, simulator, augments),
         budget=Budget.of(settings.stage(stage)),
         optimizer=settings.optimizer_of(stage),
-        batch_size=settings.batch_size_of(stage),
+        batch_size=workspace.batch_size(stage),
         patience=settings.patience_of(stage),
         validate=validation_of(workspace, stage, simulator),
         key=key,
@@ -128,7 +129,7 @@ def train_baseline(workspace: Workspace, name: str, seconds: float, before: str)
     if not any(p.requires_grad for p in emulator.parameters()) or not isinstance(emulator, StepEmulator):
         return emulator.eval()
     step = f"baseline-{name}"
-    key = digest(before, step, round(seconds, 3), BASELINE_OPTIMIZER.model_dump(mode="json"))
+    key = digest(before, step, round(seconds, 3), BASELINE_OPTIMIZERS[name].model_dump(mode="json"))
     folder = workspace.run_dir / "baselines" / name / "model"
     if workspace.records.done(step, key):
         return load_model(folder, workspace.device)
@@ -137,8 +138,8 @@ def train_baseline(workspace: Workspace, name: str, seconds: float, before: str)
         emulator=emulator,
         objective=EmulatorObjective(emulator, build_augments(settings, workspace.splits["train"])),
         budget=Budget("seconds", seconds),
-        optimizer=BASELINE_OPTIMIZER,
-        batch_size=settings.batch_size_of("operator"),
+        optimizer=BASELINE_OPTIMIZERS[name],
+        batch_size=workspace.batch_size("operator"),
         patience=None,
         validate=validation_of(workspace, step, emulator),
         key=key,

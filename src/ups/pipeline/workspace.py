@@ -1,4 +1,4 @@
-"""One run's folder and what its steps share: settings, device, data, task descriptions. Nothing is read before it is needed."""
+"""One run's folder and what its steps share: settings, device, data, task descriptions; each read when first needed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import platform
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+
 import torch
 
 import ups
 from ups.config.load import dump_settings, resolved, settings_hash
-from ups.config.schema import Settings
-try:
-    from ups.data.generate import generate
-except ImportError: pass
+from ups.config.schema import Settings, StageName
 from ups.data.normalize import compute_statistics
 from ups.data.split import load_splits
 from ups.data.trajectories import TrajectorySet
@@ -23,7 +21,7 @@ from ups.models.emulator import TaskSpec
 from ups.models.simulator import Simulator
 from ups.pipeline.records import StepRecords, digest, write_json
 from ups.runtime import Progress, choose_device, prepare_process, run_id, seed_everything
-from ups.training.stages import build_simulator, describe_task
+from ups.training.stages import build_simulator, choose_batch_size, describe_task
 
 Sets = dict[str, TrajectorySet]
 
@@ -62,6 +60,8 @@ class Workspace:
         wanted, data = self.settings.data.generate, self.settings.data
         if wanted is None:
             return False
+        from ups.data.generate import generate  # the solvers are imported only where data is made
+
         named = data.files if isinstance(data.files, dict) else {data.task[0]: data.files or ()}
         missing = [(task, Path(data.root) / name) for task, names in named.items() for name in names]
         missing = [(task, path) for task, path in missing if overwrite or not path.exists()]
@@ -87,12 +87,17 @@ class Workspace:
     @cached_property
     def data_hash(self) -> str:
         """Hash of the content of every trajectory of every split."""
-        return digest({split: {task: part.content_hash for task, part in sets.items()} for split, sets in self.splits.items()})
+        return digest(
+            {split: {task: part.content_hash for task, part in sets.items()} for split, sets in self.splits.items()}
+        )
 
     @cached_property
     def specs(self) -> dict[str, TaskSpec]:
         """What a model is told of each task, from the train split alone."""
-        return {task: describe_task(self.settings, train, compute_statistics(train)) for task, train in self.splits["train"].items()}
+        return {
+            task: describe_task(self.settings, train, compute_statistics(train))
+            for task, train in self.splits["train"].items()
+        }
 
     # --- models ------------------------------------------------------------------------------------------------------
 
@@ -100,6 +105,10 @@ class Workspace:
         """The untrained simulator of these settings, the same at every call."""
         seed_everything(self.settings.seed)
         return build_simulator(self.settings, self.specs)
+
+    def batch_size(self, stage: StageName) -> int:
+        """Windows per batch of a stage."""
+        return choose_batch_size(self.settings.batch_size_of(stage), self.specs)
 
     def write_metadata(self, *, trained: bool) -> None:
         """Writes `metadata.json`: what was run, on what, with which versions."""
@@ -112,7 +121,9 @@ class Workspace:
                 "created_at": min(finished.values(), default=None),
                 "config_hash": settings_hash(self.settings),
                 "data_hash": self.data_hash,
-                "architecture": digest({task: asdict(spec) for task, spec in self.specs.items()}, resolved(self.settings)["operator"]),
+                "architecture": digest(
+                    {task: asdict(spec) for task, spec in self.specs.items()}, resolved(self.settings)["operator"]
+                ),
                 "versions": {"ups": ups.__version__, "python": platform.python_version(), **versions},
                 "machine": {"processor": platform.machine(), "device": str(self.device)},
                 "threads": torch.get_num_threads(),

@@ -187,7 +187,7 @@ def fit(
                 waited = clock.seconds - asked
                 with autocast:
                     loss, components = objective(batch, random.objective)
-                scaler.scale(loss / settings.accum_steps).backward()  # type: ignore[no-untyped-call]
+                scaler.scale(loss / settings.accum_steps).backward()
                 state.count_batch(loader.epoch, loader.steps_per_epoch)
                 monitor.record_batch(loss, components, samples=len(batch.frames), points=_points(batch), waited=waited)
             scaler.unscale_(optimizer)

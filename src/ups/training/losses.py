@@ -1,6 +1,6 @@
 """The terms that objectives add up. Each is a pure function of tensors; none hides a gradient.
 
-Shapes: fields (batch, channel, *grid) in normalised units, latents (batch, latent, *tokens), queries (batch, channel, point).
+Shapes: normalised fields (batch, channel, *grid), latents (batch, latent, *tokens), queries (batch, channel, point).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ TINY = 1e-8
 
 def relative_l2(prediction: Tensor, truth: Tensor) -> Float[Tensor, ""]:
     """mean over samples of |p - u| / |u|, norms over all other dims."""
-    error, scale = (prediction - truth).flatten(1).norm(dim=1), truth.flatten(1).norm(dim=1)
+    error: Tensor = (prediction - truth).flatten(1).norm(dim=1)
+    scale: Tensor = truth.flatten(1).norm(dim=1)
     return (error / scale.clamp_min(TINY)).mean()
 
 
@@ -39,7 +40,9 @@ def shell_energy(u: Float[Tensor, "batch channel *grid"], bands: int) -> Float[T
     squares = torch.zeros(power.shape[2:], device=u.device)
     for axis in axes:
         size = u.shape[axis]
-        wave = torch.fft.rfftfreq(size, device=u.device) if axis == axes[-1] else torch.fft.fftfreq(size, device=u.device)
+        wave = (
+            torch.fft.rfftfreq(size, device=u.device) if axis == axes[-1] else torch.fft.fftfreq(size, device=u.device)
+        )
         squares = squares + wave.square().reshape([-1 if other == axis else 1 for other in axes])
     shell = (squares.sqrt() * 2 * bands).long().clamp_max(bands - 1).flatten()
     energy = torch.zeros(*u.shape[:2], bands, device=u.device)

@@ -5,7 +5,7 @@ All terms are in normalised units; fields come in physical ones. An objective ow
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,7 @@ def sample_queries(shape: torch.Size, num: int | None, rng: torch.Generator) -> 
 
 
 def at_queries(u: Float[Tensor, "batch channel *grid"], index: Tensor | None) -> Float[Tensor, "batch channel point"]:
+    """The field at the lattice nodes of `index` (point,), or at all of them, flattened."""
     flat = u.flatten(2)
     return flat if index is None else flat.index_select(2, index.to(u.device))
 
@@ -72,18 +73,20 @@ class CodecObjective:
 class OperatorObjective:
     """Loss of the latent operator, one step ahead and rolled out, in latent space and decoded.
 
-    L = lambda_forward |z^ - z|^2 / |z|^2 + lambda_relative relL2(D(z^)(x_q), u(x_q)) + lambda_spectral spectral(D(z^), u)
-        + lambda_inv_enc mse(D(z)(x_q), u(x_q)) + lambda_inv_dec mse(E(D(z^)), z^)
-        + lambda_rollout mean_{k>1} relL2(D(z^_k)(x_q), u_k(x_q))
+    L = lambda_forward |z^ - z|^2 / |z|^2 + lambda_relative relL2(D(z^)(x_q), u(x_q))
+        + lambda_spectral spectral(D(z^), u) + lambda_inv_enc mse(D(z)(x_q), u(x_q))
+        + lambda_inv_dec mse(E(D(z^)), z^) + lambda_rollout mean_{k>1} relL2(D(z^_k)(x_q), u_k(x_q))
 
-    where z^ is the *predicted* latent: every term but the reconstruction `inv_enc` sends its gradient to the operator, and
-    the roll-out's flows through all of its steps. Roll-outs join for the last part of the budget (`rollout_start`).
+    where z^ is the *predicted* latent: every term but the reconstruction `inv_enc` sends its gradient to the operator,
+    and the roll-out's flows through all of its steps. Roll-outs join for the last part of the budget (`rollout_start`).
 
     Args:
         simulator: codec and operator; the codec takes part in training if its parameters require gradients.
     """
 
-    def __init__(self, simulator: Simulator, augments: Augments, terms: OperatorTerms, curriculum: InverseCurriculum) -> None:
+    def __init__(
+        self, simulator: Simulator, augments: Augments, terms: OperatorTerms, curriculum: InverseCurriculum
+    ) -> None:
         self.module = simulator
         self.simulator, self.augments, self.terms, self.curriculum = simulator, augments, terms, curriculum
         self.epoch, self.batches = 0, 0
@@ -110,13 +113,25 @@ class OperatorObjective:
             state = torch.cat([state[:, 1:], z_next[:, None]], dim=1)
 
         decoded = codec.decode(predictions[0])
-        losses = {
+        losses: dict[str, tuple[float, Callable[[], Tensor]]] = {
             "forward": (terms.forward, lambda: normalized_mse(predictions[0], z[:, first])),
-            "relative": (terms.relative, lambda: relative_l2(at_queries(decoded, index), at_queries(u[:, first], index))),
+            "relative": (
+                terms.relative,
+                lambda: relative_l2(at_queries(decoded, index), at_queries(u[:, first], index)),
+            ),
             "spectral": (terms.spectral, lambda: spectral_loss(decoded, u[:, first])),
-            "rollout": (terms.rollout * (len(predictions) > 1), lambda: self._rollout(predictions, u[:, first:], task, index)),
-            "inv_enc": (self._inverse_weight(terms.inv_enc), lambda: self._inverse_encoding(z[:, 0], u[:, 0], task, index)),
-            "inv_dec": (self._inverse_weight(terms.inv_dec), lambda: mean_square(codec.encode(decoded), predictions[0])),
+            "rollout": (
+                terms.rollout * (len(predictions) > 1),
+                lambda: self._rollout(predictions, u[:, first:], task, index),
+            ),
+            "inv_enc": (
+                self._inverse_weight(terms.inv_enc),
+                lambda: self._inverse_encoding(z[:, 0], u[:, 0], task, index),
+            ),
+            "inv_dec": (
+                self._inverse_weight(terms.inv_dec),
+                lambda: mean_square(codec.encode(decoded), predictions[0]),
+            ),
         }
         self.batches += 1
         total, metrics = u.new_zeros(()), {}
@@ -141,7 +156,11 @@ class OperatorObjective:
 
     def _rollout(self, predictions: list[Tensor], truth: Tensor, task: str, index: Tensor | None) -> Tensor:
         decode = self.simulator.codecs[task].decode
-        terms = [relative_l2(at_queries(decode(z), index), at_queries(truth[:, k], index)) for k, z in enumerate(predictions) if k > 0]
+        terms = [
+            relative_l2(at_queries(decode(z), index), at_queries(truth[:, k], index))
+            for k, z in enumerate(predictions)
+            if k > 0
+        ]
         return torch.stack(terms).mean()
 
     def _inverse_encoding(self, z: Tensor, u: Tensor, task: str, index: Tensor | None) -> Tensor:
@@ -161,6 +180,8 @@ class EmulatorObjective:
     def __call__(self, batch: Batch, rng: torch.Generator) -> tuple[Scalar, Metrics]:
         batch = self.augments[batch.task](batch, rng)
         u = self.emulator.normalizers[batch.task](batch.frames)
-        found = self.emulator.advance_normalized(u[:, : batch.context], task=batch.task, dt=batch.dt, params=batch.params)
+        found = self.emulator.advance_normalized(
+            u[:, : batch.context], task=batch.task, dt=batch.dt, params=batch.params
+        )
         loss = relative_l2(found, u[:, batch.context])
         return loss, {"relative": loss.detach()}

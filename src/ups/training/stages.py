@@ -1,7 +1,7 @@
 """What each stage needs, trains and leaves behind: the only place where settings become models and objectives.
 
-A stage is an objective over a part of the model; which part is said by `requires_grad`. The loop that runs it knows nothing
-of stages.
+A stage is an objective over a part of the model; which part is said by `requires_grad`. The loop that runs it knows
+nothing of stages.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ups.config.schema import OptimizerSettings, Settings, StageName
+from ups.config.learning import OptimizerSettings
+from ups.config.schema import Settings, StageName
 from ups.data.augment import Augment
 from ups.data.normalize import FieldStatistics
 from ups.data.trajectories import TrajectorySet
@@ -24,8 +25,11 @@ from ups.training.objectives import CodecObjective, OperatorObjective, OperatorT
 FIT_PAIRS = 8192  # pairs of frames the closed-form parts are fitted to, at most
 FIT_BATCH = 256
 
-BASELINE_OPTIMIZER = OptimizerSettings(name="adamw", lr=2e-3, weight_decay=1e-4)
-"""How FNO and U-Net are trained: AdamW, cosine to zero; the rate is the best of 1e-3, 2e-3 and 4e-3 on validation."""
+BASELINE_OPTIMIZERS = {
+    "fno": OptimizerSettings(name="adamw", lr=8e-3, weight_decay=1e-4),
+    "unet": OptimizerSettings(name="adamw", lr=1e-3, weight_decay=1e-4),
+}
+"""How FNO and U-Net are trained: AdamW, cosine to zero; rates chosen on validation (1e-3 to 8e-3, and 4e-4 to 1e-3)."""
 
 
 def describe_task(settings: Settings, train: TrajectorySet, statistics: FieldStatistics) -> TaskSpec:
@@ -51,25 +55,42 @@ def describe_task(settings: Settings, train: TrajectorySet, statistics: FieldSta
         param_log=logs,
         param_mean=tuple(float(column.mean()) for column in columns),
         # A spread that is only rounding is no spread: the model then treats the parameter as the constant it is.
-        param_std=tuple(float(s) if (s := column.std(correction=0)) > 1e-6 * (1 + column.abs().max()) else 0.0 for column in columns),
+        param_std=tuple(
+            float(s) if (s := column.std(correction=0)) > 1e-6 * (1 + column.abs().max()) else 0.0 for column in columns
+        ),
     )
 
 
 def choose_patch(wanted: int | str, latent_dim: int, specs: Mapping[str, TaskSpec]) -> int:
-    """Lattice cells per token and axis: as asked, or the largest power of two up to 8 that loses nothing and divides every lattice."""
+    """Lattice cells per token and axis: as asked, or the largest lossless of 8, 4, 2, 1 that divides every lattice."""
     if isinstance(wanted, int):
         return wanted
     fits = [
         patch
         for patch in (8, 4, 2, 1)
-        if all(len(spec.fields) * patch**spec.axes <= latent_dim and not any(size % patch for size in spec.lattice) for spec in specs.values())
+        if all(
+            len(spec.fields) * patch**spec.axes <= latent_dim and not any(size % patch for size in spec.lattice)
+            for spec in specs.values()
+        )
     ]
     return fits[0] if fits else 1
 
 
+def choose_batch_size(wanted: int | str, specs: Mapping[str, TaskSpec]) -> int:
+    """Windows per batch: as asked, or what trained best per second in so many dimensions."""
+    return wanted if isinstance(wanted, int) else {1: 32, 2: 8, 3: 2}[max(spec.axes for spec in specs.values())]
+
+
+def choose_depths(wanted: int | tuple[int, ...], architecture: str) -> tuple[int, ...]:
+    """Blocks per level; one number stands for a stack, or for each of two levels of a U."""
+    if isinstance(wanted, tuple):
+        return wanted
+    return (wanted, wanted) if architecture == "pdet_unet" else (wanted,)
+
+
 def build_simulator(settings: Settings, specs: Mapping[str, TaskSpec]) -> Simulator:
     """The untrained simulator that the settings describe."""
-    pdet = settings.operator.pdet
+    pdet, axes = settings.operator.pdet, max(spec.axes for spec in specs.values())
     return Simulator(
         specs,
         Architecture(
@@ -78,13 +99,13 @@ def build_simulator(settings: Settings, specs: Mapping[str, TaskSpec]) -> Simula
             base=settings.operator.base,
             architecture=settings.operator.architecture_type,
             hidden_dim=pdet.hidden_dim,
-            depths=pdet.depths if isinstance(pdet.depths, tuple) else (pdet.depths,),
+            depths=choose_depths(pdet.depths, settings.operator.architecture_type),
             heads=pdet.heads,
             window=pdet.window,
             mlp_ratio=pdet.mlp_ratio,
             qk_norm=pdet.qk_norm,
             drop_path=pdet.drop_path,
-            stem_width=pdet.stem_width,
+            stem_width=pdet.stem_width if isinstance(pdet.stem_width, int) else 32 if axes == 1 else 16,
             use_activation_checkpoint=pdet.use_activation_checkpoint,
         ),
     )
@@ -92,7 +113,9 @@ def build_simulator(settings: Settings, specs: Mapping[str, TaskSpec]) -> Simula
 
 def fit_pairs(train: TrajectorySet, rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Random pairs of neighbouring train frames, (u_t, u_{t+dt}, params), for the parts that have a closed form."""
-    firsts = [(trajectory, frame) for trajectory, length in enumerate(train.lengths.tolist()) for frame in range(length - 1)]
+    firsts = [
+        (trajectory, frame) for trajectory, length in enumerate(train.lengths.tolist()) for frame in range(length - 1)
+    ]
     chosen = torch.tensor(firsts)[torch.randperm(len(firsts), generator=rng)[:FIT_PAIRS]]
     for part in chosen.split(FIT_BATCH):
         frames = train.gather(part[:, 0], part[:, 1], 2)
@@ -104,7 +127,9 @@ def build_augments(settings: Settings, sets: Mapping[str, TrajectorySet]) -> dic
     return {task: Augment(train.equation, enabled=settings.training.augment) for task, train in sets.items()}
 
 
-def build_objective(stage: StageName, settings: Settings, simulator: Simulator, augments: Mapping[str, Augment]) -> CodecObjective | OperatorObjective:
+def build_objective(
+    stage: StageName, settings: Settings, simulator: Simulator, augments: Mapping[str, Augment]
+) -> CodecObjective | OperatorObjective:
     """The objective of a stage; parameters that it does not train are frozen."""
     training = settings.training
     queries = training.query_sampling.num_queries
@@ -120,7 +145,7 @@ def build_objective(stage: StageName, settings: Settings, simulator: Simulator, 
         inv_dec=training.lambda_inv_dec,
         rollout=training.lambda_rollout,
         rollout_horizon=training.rollout_horizon,
-        rollout_start=getattr(training,"rollout_start",0.7),
+        rollout_start=training.rollout_start,
         spectral=training.lambda_spectral,
         inverse_frequency=training.inverse_loss_frequency,
         num_queries=queries,

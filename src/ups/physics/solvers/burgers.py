@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ups.physics.description import Report
 from ups.physics.solvers.etd import Etdrk4
-from ups.physics.solvers.march import Progress, common_rows, march, steps_for
+from ups.physics.solvers.march import common_rows, march, steps_for
 from ups.physics.solvers.transforms import Fourier, as_complex
 from ups.physics.solvers.weno import flux_divergence
 
@@ -21,17 +22,23 @@ _SPECTRAL, _WENO = 0, 1
 class BurgersSolver:
     """u_t + (u²/2)_x = (nu / pi) u_xx, conservative, in time by ETDRK4 with the viscous term exact.
 
-    The flux is differentiated spectrally (3/2 rule) where the grid resolves the viscous layer of the strongest shock that
-    the current amplitude allows, and by WENO5 where it does not. The choice, like the time step, is made anew for each
-    sample and each output interval; both conserve the sum of the values to rounding.
+    The flux is differentiated spectrally (3/2 rule) where the grid comes near to resolving the viscous layer of the
+    strongest shock that the current amplitude allows, and by WENO5 where it does not. The choice, like the time step, is
+    made anew for each sample and each output interval; both conserve the sum of the values to rounding.
 
     Args:
-        peclet_limit: cell Peclet number max|u| h pi / nu up to which the spectral derivative is used.
-        courant: max|u| dt / h.
+        peclet_limit: cell Peclet number max|u| h pi / nu up to which the spectral derivative is used. Shocks seldom jump
+            by all of 2 max|u|: on random states the spectral derivative is the more accurate one up to about here.
+        courant: max|u| dt / h at most. With the 3/2 rule ETDRK4 is stable on the imaginary axis up to 0.9; measured, the
+            error in time at 0.7 lies a hundred times below the error in space.
+        peclet_of_data: cell Peclet number, for |u| = 2, that random states are computed with.
+        most_refined: bound of the refinement, where a small nu would ask for more.
     """
 
-    peclet_limit: float = 2.0
-    courant: float = 0.4
+    peclet_limit: float = 16.0
+    courant: float = 0.7
+    peclet_of_data: float = 2.5
+    most_refined: int = 8
 
     def solve(
         self,
@@ -39,7 +46,7 @@ class BurgersSolver:
         params: Float[Tensor, "batch 1"],
         times: Float[Tensor, " time"],
         lengths: tuple[float, ...],
-        progress: Progress,
+        report: Report,
     ) -> Float[Tensor, "batch time 1 x"]:
         """Trajectories at ``times``; see :func:`ups.physics.solvers.solve`."""
         fourier = Fourier(u0.shape[-1], lengths[0], u0.device)
@@ -61,10 +68,12 @@ class BurgersSolver:
                 modes = stepper.step(modes, transport)
             return fourier.inverse(modes)
 
-        return march(u0, params, times, plan, advance, progress)
+        return march(u0, params, times, plan, advance, report)
 
     def refinement(self, resolution: int, params: tuple[float, ...]) -> int:
-        return 3
+        """Two at least, for the kinks of random states; more where shocks are thin."""
+        (nu,) = params
+        return min(max(2, math.ceil(2 * math.pi / (nu * self.peclet_of_data * resolution))), self.most_refined)
 
 
 class _SpectralTransport:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Progress = Callable[[float], None]
+from ups.physics.description import Report
+
 Plan = Callable[[Tensor, Tensor, float], Tensor]
 Advance = Callable[[Tensor, Tensor, float, tuple[int, ...]], Tensor]
 
@@ -21,7 +23,7 @@ def march(
     times: Float[Tensor, " time"],
     plan: Plan,
     advance: Advance,
-    progress: Progress,
+    report: Report,
 ) -> Float[Tensor, "batch time channel *grid"]:
     """Advance a batch from output time to output time, each sample with the steps it needs itself.
 
@@ -32,25 +34,25 @@ def march(
         plan: (fields, parameters, interval) -> (batch, choice) integers. Samples with the same row advance together, so
             what a sample becomes does not depend on its neighbours.
         advance: (fields, parameters, interval, row) -> fields after the interval.
-        progress: called with the share of the time done, from 0 to 1.
+        report: called with the share of the time done, from 0 to 1.
     """
     frames = u0.new_empty((u0.shape[0], len(times), *u0.shape[1:]))
     frames[:, 0] = u0
     stamps = times.tolist()
     u = u0.clone()
-    for frame, (start, stop) in enumerate(zip(stamps[:-1], stamps[1:], strict=True), start=1):
+    for frame, (start, stop) in enumerate(itertools.pairwise(stamps), start=1):
         choices: Int[Tensor, "batch choice"] = plan(u, params, stop - start)
         for choice in torch.unique(choices, dim=0):
             members = (choices == choice).all(dim=1).nonzero().squeeze(1)
             for rows in members.split(max(1, _CHUNK_VALUES // u[0].numel())):
                 u[rows] = advance(u[rows], params[rows], stop - start, tuple(choice.tolist()))
         frames[:, frame] = u
-        progress((stop - stamps[0]) / (stamps[-1] - stamps[0]))
+        report((stop - stamps[0]) / (stamps[-1] - stamps[0]))
     return frames
 
 
 def steps_for(interval: float, longest: Float[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-    """Number of equal steps, each at most ``longest``, rounded up to a power of two so that samples fall into few groups."""
+    """Number of equal steps, each at most ``longest``, rounded up to a power of two: samples fall into few groups."""
     return torch.exp2(torch.ceil(torch.log2((interval / longest).clamp(min=1.0)))).long()
 
 

@@ -35,7 +35,8 @@ class Fourier:
 
     def inverse(self, modes: Float[Tensor, "*batch coefficients"]) -> Float[Tensor, "*batch points"]:
         """Coefficients back to values at the cell centres."""
-        return torch.fft.irfft(as_complex(modes), n=self.points)
+        values: Tensor = torch.fft.irfft(as_complex(modes), n=self.points)
+        return values
 
 
 class Cosine:
@@ -65,9 +66,7 @@ def as_complex(modes: Float[Tensor, "*batch coefficients"]) -> Tensor:
     return torch.view_as_complex(modes.unflatten(-1, (-1, 2)))
 
 
-def resample_periodic(
-    u: Float[Tensor, "*batch source"], points: int, dim: int = -1
-) -> Float[Tensor, "*batch target"]:
+def resample_periodic(u: Float[Tensor, "*batch source"], points: int, dim: int = -1) -> Float[Tensor, "*batch target"]:
     """Evaluate the trigonometric interpolant of ``u`` at the centres of ``points`` cells over the same period.
 
     Fewer points than modes cut the highest modes off; the mean is kept exactly. The centres of coarse and fine cells
@@ -85,7 +84,8 @@ def resample_periodic(
     k = torch.arange(keep, dtype=u.dtype, device=u.device)
     shift = torch.polar(torch.ones_like(k), math.pi * k * (1 / points - 1 / source))
     kept = modes[..., :keep] * shift * (points / source)
-    return torch.fft.irfft(kept, n=points).movedim(-1, dim)
+    values: Tensor = torch.fft.irfft(kept, n=points)
+    return values.movedim(-1, dim)
 
 
 def resample_linear(u: Float[Tensor, "*batch source"], points: int, dim: int = -1) -> Float[Tensor, "*batch target"]:
@@ -98,7 +98,8 @@ def resample_linear(u: Float[Tensor, "*batch source"], points: int, dim: int = -
         return u
     u = u.movedim(dim, -1)
     if source % points == 0:
-        return u.unflatten(-1, (points, source // points)).mean(-1).movedim(-1, dim)
+        cells: Tensor = u.unflatten(-1, (points, source // points))
+        return cells.mean(-1).movedim(-1, dim)
     position = (torch.arange(points, dtype=u.dtype, device=u.device) + 0.5) * (source / points) - 0.5
     position = position.clamp(0, source - 1)
     left = position.floor().long().clamp(max=source - 2)

@@ -29,9 +29,7 @@ def weno5_face(
     weight_0 = 0.1 * (1 + (tau / (smooth_0 + _TINY)).square())
     weight_1 = 0.6 * (1 + (tau / (smooth_1 + _TINY)).square())
     weight_2 = 0.3 * (1 + (tau / (smooth_2 + _TINY)).square())
-    total = (
-        weight_0 * (2 * a - 7 * b + 11 * c) + weight_1 * (-b + 5 * c + 2 * d) + weight_2 * (2 * c + 5 * d - e)
-    )
+    total = weight_0 * (2 * a - 7 * b + 11 * c) + weight_1 * (-b + 5 * c + 2 * d) + weight_2 * (2 * c + 5 * d - e)
     return total / (6 * (weight_0 + weight_1 + weight_2))
 
 

@@ -1,0 +1,73 @@
+"""What is scored, and how: the protocol, and the record of how it was carried out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ups.data.trajectories import TrajectorySet
+
+MODES = ("latent", "physical")
+"""Ways to roll out: staying in latent space between steps, or decoding and encoding at each."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How emulators are judged.
+
+    Args:
+        split: name of the split, for the record.
+        max_samples: trajectories per task, spread evenly over the split; None takes all.
+        steps: frames to predict; None goes to the end of each trajectory.
+        mode: `latent` stays in latent space between steps; `physical` decodes and encodes at each.
+        batch_size: trajectories rolled out together, which is also what the wall clock is taken of.
+    """
+
+    split: str = "test"
+    max_samples: int | None = None
+    steps: int | None = None
+    mode: str = "latent"
+    batch_size: int = 32
+
+    def choose(self, trajectories: TrajectorySet) -> list[int]:
+        """Numbers of the trajectories of a set that are scored."""
+        num = trajectories.num
+        wanted = num if self.max_samples is None else min(num, self.max_samples)
+        return [place * num // wanted for place in range(wanted)]
+
+
+def describe(
+    protocol: Protocol,
+    sets: Mapping[str, TrajectorySet],
+    chosen: Mapping[str, Sequence[int]],
+    contexts: Mapping[str, int],
+    device: torch.device,
+) -> dict[str, Any]:
+    """The protocol as it was carried out. Its hash is of what was asked, not of the machine that answered."""
+    tasks = {
+        task: {
+            "num_samples": len(chosen[task]),
+            "indices": _hash(list(chosen[task])),
+            "context": contexts[task],
+            "data_hash": trajectories.content_hash,
+            "grid": list(trajectories.grid.shape),
+            "dt": float(trajectories.dt),
+        }
+        for task, trajectories in sets.items()
+    }
+    asked = {"split": protocol.split, "steps": protocol.steps, "rollout_mode": protocol.mode, "tasks": tasks}
+    machine = {"device": _device_name(device), "threads": torch.get_num_threads(), "batch_size": protocol.batch_size}
+    return {**asked, **machine, "hash": _hash(asked)}
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

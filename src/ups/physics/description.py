@@ -1,0 +1,179 @@
+"""What is said of an equation: the types that the descriptions are written in.
+
+The descriptions themselves stand in one module per family of equations and are gathered in
+:mod:`ups.physics.equations`. Everything else (generation, losses, metrics, augmentation, plots) asks them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Boundary = Literal["periodic", "neumann", "dirichlet"]
+Form = Literal["flux", "flux_source", "increment"]
+RightHandSide = Callable[[Tensor, Tensor, tuple[float, ...]], Tensor]
+InitialCondition = Callable[[int, tuple[Tensor, ...], Tensor, torch.Generator], Tensor]
+ExactSolution = Callable[[int, tuple[Tensor, ...], Tensor, Tensor, torch.Generator], Tensor]
+Report = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One unknown of an equation.
+
+    Args:
+        name: as in the data's layout.
+        unit: of its values; "1" is dimensionless.
+        conserved: whether its integral over the domain never changes.
+        lower: bound that the exact solution keeps, if any.
+        upper: bound that the exact solution keeps, if any.
+        parity: sign it takes under a reflection x -> -x, +1 or -1.
+    """
+
+    name: str
+    unit: str = "1"
+    conserved: bool = False
+    lower: float | None = None
+    upper: float | None = None
+    parity: int = 1
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One coefficient of an equation.
+
+    Args:
+        name: what settings and `params` call it.
+        keys: what attributes and file names call it; the first is written.
+        default: value where none is given.
+        scale: whether models had better see its logarithm.
+        lower: least value that is accepted.
+        upper: greatest value that is accepted.
+        optional: whether a data file may leave it out.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    default: float
+    scale: Literal["log", "linear"] = "log"
+    lower: float = 0.0
+    upper: float = math.inf
+    optional: bool = False
+
+
+class Solver(Protocol):
+    """A reference solver: batched, float64, on any device."""
+
+    def solve(
+        self,
+        u0: Float[Tensor, "batch channel *grid"],
+        params: Float[Tensor, "batch parameter"],
+        times: Float[Tensor, " time"],
+        lengths: tuple[float, ...],
+        report: Report,
+    ) -> Float[Tensor, "batch time channel *grid"]:
+        """Trajectories at `times`, the first of which is the time of `u0`.
+
+        Args:
+            u0: values at the cell centres.
+            params: of each sample.
+            times: increasing, in the equation's unit of time.
+            lengths: extent of the domain along each axis.
+            report: called with the share of the work done, from 0 to 1.
+        """
+
+    def refinement(self, resolution: int, params: tuple[float, ...]) -> int:
+        """How many times finer than `resolution` to compute, so that the error lies far below that of the output grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equation:
+    """One partial differential equation on one domain.
+
+    Args:
+        name: of the equation, and of the task of learning it.
+        dim: axes of the domain.
+        fields: the unknowns, in the order of the channels.
+        parameters: the coefficients, in the order of the columns of `params`.
+        domain: bounds of each axis.
+        boundary: condition at the bounds of every axis; "neumann" is no flow (zero slope).
+        form: how a step changes the fields: by fluxes between cells, by fluxes and a source, or by any increment.
+        symmetries: transformations that map solutions to solutions: "translation", "reflection" (of any axis, with
+            each field's parity), "rotation" (by a quarter turn, in two dimensions).
+        time: last time of the published data.
+        frames: frames of the published data, the first included.
+        resolution: cells along each axis of the published data.
+        make_frames: frames made unless others are asked for, over `time`.
+        make_resolution: cells along each axis made unless others are asked for.
+        rhs: (u (batch, channel, *grid), params (batch, parameter), spacing) -> du/dt of the shape of u, by central
+            differences; None where the fields alone do not determine it.
+        initial_condition: (num, coordinates of each axis, params (parameter), generator) -> (num, channel, *grid)
+            float64, drawn as the published data was. The same generator gives the same states on any grid.
+        exact: (num, coordinates, params, times, generator) -> (num, time, channel, *grid): solutions from these
+            initial states in closed form, where there is one.
+        solver: the reference solver; None where there is none yet.
+    """
+
+    name: str
+    dim: int
+    fields: tuple[Field, ...]
+    parameters: tuple[Parameter, ...]
+    domain: tuple[tuple[float, float], ...]
+    boundary: Boundary
+    form: Form
+    symmetries: frozenset[str]
+    time: float
+    frames: int
+    resolution: int
+    make_frames: int
+    make_resolution: int
+    rhs: RightHandSide | None = None
+    initial_condition: InitialCondition | None = None
+    exact: ExactSolution | None = None
+    solver: Solver | None = None
+
+    @property
+    def periodic(self) -> tuple[bool, ...]:
+        """Whether each axis wraps around."""
+        return (self.boundary == "periodic",) * self.dim
+
+    @property
+    def lengths(self) -> tuple[float, ...]:
+        """Extent of the domain along each axis."""
+        return tuple(high - low for low, high in self.domain)
+
+    @property
+    def has_solver(self) -> bool:
+        """Whether there is a reference solver."""
+        return self.solver is not None
+
+    def centres(self, resolution: int) -> tuple[Float[Tensor, " points"], ...]:
+        """Coordinates of the centres of `resolution` cells along each axis, float64."""
+        share = (torch.arange(resolution, dtype=torch.float64) + 0.5) / resolution
+        return tuple(low + (high - low) * share for low, high in self.domain)
+
+    def invariants(
+        self,
+        u: Float[Tensor, "batch channel *grid"],
+        params: Float[Tensor, "batch parameter"],
+        spacing: tuple[float, ...],
+    ) -> dict[str, Float[Tensor, " batch"]]:
+        """Integrals over the domain that the exact solution keeps, by name; empty where there is none.
+
+        Args:
+            u: fields in their units.
+            params: coefficients of each sample.
+            spacing: distance of the cell centres along each axis.
+        """
+        volume = math.prod(spacing)
+        return {
+            f"integral of {field.name}": u[:, channel].flatten(1).sum(dim=1) * volume
+            for channel, field in enumerate(self.fields)
+            if field.conserved
+        }

@@ -1,0 +1,68 @@
+"""Reference solvers: batched, in float64, on the CPU or a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from ups.errors import UpsError
+from ups.physics.description import Equation, Solver
+
+__all__ = ["solve", "solver_of"]
+
+
+def solve(
+    equation: Equation,
+    u0: Float64[Tensor, "batch channel *grid"],
+    params: Float[Tensor, "batch parameter"],
+    times: Float64[np.ndarray, " time"],
+    *,
+    progress: Callable[[float], None] | None = None,
+) -> Float64[Tensor, "batch time channel *grid"]:
+    """Solve an equation from given initial states, on their grid and on their device.
+
+    Args:
+        equation: one that has a reference solver.
+        u0: values at the cell centres, in the equation's units, at `times[0]`.
+        params: coefficients of each sample, in the order of `equation.parameters`.
+        times: increasing.
+        progress: called with the share of the work done, from 0 to 1.
+
+    Raises:
+        UpsError: there is no solver, `times` does not increase, a parameter is out of its bounds, or the solution did
+            not stay finite.
+    """
+    solver = solver_of(equation)
+    if len(times) < 1 or not np.isfinite(times).all() or (np.diff(times) <= 0).any():
+        raise UpsError(f"{equation.name}: the times to solve for must be finite and increase, got {times}")
+    params = params.to(u0)
+    for column, parameter in enumerate(equation.parameters):
+        outside = ~((params[:, column] >= parameter.lower) & (params[:, column] <= parameter.upper))
+        if bool(outside.any()):
+            value, bounds = float(params[outside, column][0]), f"[{parameter.lower:g}, {parameter.upper:g}]"
+            raise UpsError(f"{equation.name}: {parameter.name} is {value:g}; the solver takes {bounds}")
+    frames = solver.solve(u0, params, torch.as_tensor(times, device=u0.device), equation.lengths, progress or _ignore)
+    finite = torch.isfinite(frames).flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        sample = int(finite.logical_not().nonzero()[0, 0])
+        raise UpsError(f"{equation.name}: the solution of sample {sample} is not finite; check its initial state")
+    return frames
+
+
+def solver_of(equation: Equation) -> Solver:
+    """The equation's reference solver.
+
+    Raises:
+        UpsError: there is none yet.
+    """
+    if equation.solver is None:
+        raise UpsError(f"{equation.name} has no reference solver yet: its data can be read, but not made; download it")
+    return equation.solver
+
+
+def _ignore(share: float) -> None:
+    """Tell nobody."""

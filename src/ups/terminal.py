@@ -1,0 +1,123 @@
+"""What the command line shows: progress as a bar or as lines, tables, trees. Rich is imported when it is needed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+
+class LineProgress:
+    """Progress as sparse lines, for logs and pipes.
+
+    Args:
+        say: takes each line.
+        every: seconds between lines about the same piece of work.
+    """
+
+    def __init__(self, say: Callable[[str], None], every: float = 10.0) -> None:
+        self._say, self._every = say, every
+        self._name = self._unit = ""
+        self._total: float | None = None
+        self._began = self._told = 0.0
+
+    def start(self, name: str, total: float | None = None, unit: str = "") -> None:
+        """Begin a piece of work; nothing is said until it lasts."""
+        self._name, self._total, self._unit = name, total, unit
+        self._began = self._told = time.monotonic()
+
+    def update(self, done: float, note: str = "") -> None:
+        """Say how far the work is, when the last line is old enough."""
+        if time.monotonic() - self._told < self._every:
+            return
+        self._told = time.monotonic()
+        of = f" of {self._total:g}" if self._total is not None else ""
+        self.say(" ".join(filter(None, [f"{self._name}: {done:g}{of}", self._unit, note])))
+
+    def finish(self, note: str = "") -> None:
+        """Say that the work is done, how long it took, and the note."""
+        seconds = time.monotonic() - self._began
+        self.say(" ".join(filter(None, [f"{self._name}: done in {seconds:.1f} s", note])))
+
+    def say(self, line: str) -> None:
+        """Say a line."""
+        self._say(line)
+
+
+class RichProgress(LineProgress):
+    """Progress as a bar with the time left, on a terminal."""
+
+    def __init__(self) -> None:
+        super().__init__(self._above_the_bar)
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        self._bars = Bars(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[amount]}", markup=False),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._bar: TaskID | None = None
+
+    def start(self, name: str, total: float | None = None, unit: str = "") -> None:
+        """Show a bar for the work."""
+        super().start(name, total, unit)
+        self.close()
+        self._bar = self._bars.add_task(name, total=total, amount=self._amount(0), note="")
+        self._bars.start()
+
+    def update(self, done: float, note: str = "") -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bars.update(self._bar, completed=done, amount=self._amount(done), note=note)
+
+    def finish(self, note: str = "") -> None:
+        """Replace the bar by a line."""
+        self.close()
+        super().finish(note)
+
+    def _above_the_bar(self, line: str) -> None:
+        self._bars.console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Take the bar away, also when the work ended with an error."""
+        if self._bar is not None:
+            self._bars.remove_task(self._bar)
+            self._bar = None
+        self._bars.stop()
+
+    def _amount(self, done: float) -> str:
+        of = f" of {self._total:.6g}" if self._total is not None else ""
+        return f"{done:.6g}{of} {self._unit}".rstrip()
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """The lines of a table with aligned columns; a row that lacks a column leaves it empty."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    if not columns:
+        return []
+    lines = [columns, *([row.get(column, "") for column in columns] for row in rows)]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def tree(values: Mapping[str, Any], indent: str = "") -> list[str]:
+    """The lines of nested values, one value per line."""
+    lines = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            lines += [f"{indent}{name}:", *tree(value, f"{indent}  ")]
+        elif isinstance(value, tuple | list) and any(isinstance(item, Mapping) for item in value):
+            lines.append(f"{indent}{name}:")
+            lines += [f"{indent}  " + ", ".join(f"{key} {inner}" for key, inner in item.items()) for item in value]
+        else:
+            lines.append(f"{indent}{name}: {value}")
+    return lines

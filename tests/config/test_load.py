@@ -1,0 +1,333 @@
+"""Files, includes and overrides: what wins, what is refused, and that what is written back is the same."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from ups.config import Settings, dump_settings, load_settings, settings_hash
+from ups.config.names import setting_names
+from ups.errors import SettingsError
+
+MINIMAL = "task: burgers1d\ndata: {files: a.h5}\n"
+
+
+def write(folder: Path, **files: str) -> Path:
+    """Write files by name into a folder and return the one named `top`."""
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return folder / "top.yaml"
+
+
+def problems_of(folder: Path, text: str, *overrides: str) -> str:
+    """What is said about a file with these contents."""
+    with pytest.raises(SettingsError) as caught:
+        load_settings(write(folder, top=text), overrides)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+# --- the order of precedence -----------------------------------------------------------------------------------------
+
+
+def test_file_wins_over_includes_later_includes_over_earlier_and_overrides_over_all(tmp_path: Path) -> None:
+    top = write(
+        tmp_path,
+        deep="seed: 1\nthreads: 1\nlatent: {dim: 8, patch: 2}\n",
+        first="include: deep.yaml\nseed: 2\nlatent: {dim: 16}\n",
+        second="threads: 3\nruns_dir: second\n",
+        top=f"include: [first.yaml, second.yaml]\nruns_dir: top\n{MINIMAL}",
+    )
+    settings = load_settings(top, ["seed=9"])
+    assert (settings.seed, settings.threads, settings.runs_dir) == (9, 3, "top")
+    assert (settings.latent.dim, settings.latent.patch) == (16, 2)
+
+
+def test_lists_are_replaced_and_files_are_one_value(tmp_path: Path) -> None:
+    top = write(
+        tmp_path,
+        base="data: {files: {a: x.h5, b: y.h5}}\nevaluation: {baselines: [fno, unet]}\n",
+        top="include: base.yaml\ntask: c\ndata: {files: {c: z.h5}}\nevaluation: {baselines: [linear]}\n",
+    )
+    settings = load_settings(top)
+    assert settings.data.files == {"c": ("z.h5",)}
+    assert settings.evaluation.baselines == ("persistence", "linear")
+
+
+def test_a_budget_displaces_another_kind_of_budget_but_two_in_one_place_are_refused(tmp_path: Path) -> None:
+    text = f"{MINIMAL}stages: {{operator: {{epochs: 3, patience: 4}}}}\n"
+    operator = load_settings(write(tmp_path, top=text), ["stages.operator.seconds=5"]).stages.operator
+    assert (operator.epochs, operator.seconds, operator.patience) == (None, 5.0, 4)
+    said = problems_of(tmp_path, f"{MINIMAL}stages: {{operator: {{steps: 3, seconds: 4}}}}\n")
+    assert "stages.operator (" in said
+    assert "give exactly one budget out of epochs, steps and seconds; found steps and seconds" in said
+
+
+def test_another_schedule_takes_its_keys_along(tmp_path: Path) -> None:
+    top = write(
+        tmp_path,
+        base="optimizer: {scheduler: {name: cosine, final: 0.5}}\n",
+        top=f"include: base.yaml\n{MINIMAL}optimizer: {{scheduler: {{name: step, gamma: 0.1}}}}\n",
+    )
+    assert load_settings(top).optimizer.scheduler.model_dump() == {
+        "name": "step",
+        "warmup": 0.05,
+        "step_size": 0.25,
+        "gamma": 0.1,
+    }
+    kept = load_settings(write(tmp_path, top=f"include: base.yaml\n{MINIMAL}"), ["optimizer.scheduler.warmup=0.2"])
+    assert kept.optimizer.scheduler.model_dump() == {"name": "cosine", "warmup": 0.2, "final": 0.5}
+
+
+def test_a_stage_inherits_what_its_optimizer_leaves_out(tmp_path: Path) -> None:
+    text = (
+        f"{MINIMAL}optimizer: {{name: adamw, lr: 0.1, scheduler: {{name: wsd}}}}\n"
+        "stages: {operator: {epochs: 1, optimizer: {lr: 0.2}}, "
+        "codec: {epochs: 1, scheduler: {name: plateau}, batch_size: 7}}\n"
+    )
+    settings = load_settings(write(tmp_path, top=text))
+    operator, codec = settings.optimizer_of("operator"), settings.optimizer_of("codec")
+    assert (operator.name, operator.lr, operator.scheduler.name) == ("adamw", 0.2, "wsd")
+    assert (codec.name, codec.lr, codec.scheduler.name) == ("adamw", 0.1, "plateau")
+    assert (settings.batch_size_of("codec"), settings.batch_size_of("operator")) == (7, settings.training.batch_size)
+
+
+def test_task_at_the_top_is_data_task(tmp_path: Path) -> None:
+    assert load_settings(write(tmp_path, top=MINIMAL)).data.task == ("burgers1d",)
+    several = load_settings(write(tmp_path, top="seed: 1\n"), ["task=[a, b]"])
+    assert several.data.task == ("a", "b")
+    assert "give one of them" in problems_of(tmp_path, "task: a\ndata: {task: b}\n")
+    base_then_top = write(tmp_path, base="data: {task: a}\n", top="include: base.yaml\ntask: b\n")
+    assert load_settings(base_then_top).data.task == ("b",)
+
+
+# --- what is said ----------------------------------------------------------------------------------------------------
+
+
+def test_every_problem_is_listed_with_its_place_and_source(tmp_path: Path) -> None:
+    write(tmp_path, base="latent: {dim: -3}\ntraining: {grad_clip: yes}\n")
+    said = problems_of(
+        tmp_path,
+        'include: base.yaml\ntraining: {num_workers: "3"}\noptimizer: {betas: [0.9, 2]}\n'
+        "operator: {pdet: {heads: 3}}\n",
+        "seed=soon",
+    )
+    for line in (
+        "top.yaml: 7 problems in the settings",
+        "seed (command line): must be a whole number, not 'soon'",
+        "data (",
+        "base.yaml): must be above 0, not -3",
+        "base.yaml): must be a number, not 'yes'",
+        "training.num_workers (",
+        "must be a whole number or 'auto', not '3'",
+        "optimizer.betas[1] (",
+        "heads is 3, which does not divide hidden_dim, 64",
+    ):
+        assert line in said, said
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("training.batch_sise", "training.batch_size"),
+        ("trainig", "training"),
+        ("training.lr", "optimizer.lr"),
+        ("data.split.trian", "data.split.train"),
+        ("latent.heads", "operator.pdet.heads"),
+        ("stages.codec.epoch", "stages.codec.epochs"),
+        ("optimizer.scheduler.warm_up", "optimizer.scheduler.warmup"),
+        ("data.generate.sample", "data.generate.samples"),
+        ("sead", "seed"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known(tmp_path: Path, written: str, meant: str) -> None:
+    extra = ["data.generate.samples=2"] if written.startswith("data.generate") else []
+    said = problems_of(tmp_path, MINIMAL, *extra, f"{written}=1")
+    assert f"{written} (command line): unknown setting; did you mean {meant}?" in said
+
+
+def test_a_key_like_no_other_is_refused_without_a_guess(tmp_path: Path) -> None:
+    assert "xyzzyx (command line): unknown setting; remove it" in problems_of(tmp_path, MINIMAL, "xyzzyx=1")
+
+
+def test_a_key_of_another_schedule_is_said_to_be_one(tmp_path: Path) -> None:
+    said = problems_of(tmp_path, f"{MINIMAL}optimizer: {{scheduler: {{name: step, final: 0.1}}}}\n")
+    assert "optimizer.scheduler.final" in said
+    assert "does not belong to the kind chosen by name" in said
+
+
+@pytest.mark.parametrize("name", setting_names())
+def test_every_name_that_may_be_suggested_is_known(tmp_path: Path, name: str) -> None:
+    """A wrong value is complained about, and never the name."""
+    assert "unknown" not in problems_of(tmp_path, MINIMAL, f"{name}=[[1]]")
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "a..b=3", ".a=3", "a b=3", "seed=", "seed= ", "include=x.yaml"])
+def test_a_malformed_override_is_refused(tmp_path: Path, override: str) -> None:
+    assert "command line" in problems_of(tmp_path, MINIMAL, override)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just words\n", "3\n"])
+def test_a_file_must_be_a_mapping(tmp_path: Path, text: str) -> None:
+    assert "must be a mapping" in problems_of(tmp_path, text)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    for path, said in ((tmp_path / "none.yaml", "no such"), (tmp_path, "not a file")):
+        with pytest.raises(SettingsError, match=said):
+            load_settings(path)
+    (tmp_path / "top.yaml").write_bytes(b"seed: \xff\xfe")
+    with pytest.raises(SettingsError, match="not UTF-8"):
+        load_settings(tmp_path / "top.yaml")
+    (tmp_path / "top.yaml").write_bytes(b"#" * 2_000_000)
+    with pytest.raises(SettingsError, match="larger than"):
+        load_settings(tmp_path / "top.yaml")
+
+
+# --- includes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A file that no settings file in `tmp_path/inside` may reach; its contents would be complained about."""
+    (tmp_path / "inside").mkdir()
+    secret = tmp_path / "secret.yaml"
+    secret.write_text("canary: 1\n", encoding="utf-8")
+    return secret
+
+
+def test_includes_do_not_leave_the_folder(tmp_path: Path, outside: Path) -> None:
+    folder = tmp_path / "inside"
+    (folder / "sub").mkdir()
+    (folder / "link.yaml").symlink_to(outside)
+    (folder / "folder").symlink_to(tmp_path)
+    (folder / "chain.yaml").write_text("include: link.yaml\n", encoding="utf-8")
+    ways = ["../secret.yaml", "sub/../../secret.yaml", "link.yaml", "folder/secret.yaml", "chain.yaml", str(outside)]
+    for include in ways:
+        said = problems_of(folder, f"include: {include}\n{MINIMAL}")
+        assert "leads out of" in said
+        assert "canary" not in said
+
+
+def test_a_link_that_stays_inside_is_followed(tmp_path: Path) -> None:
+    write(tmp_path, real="seed: 4\n")
+    (tmp_path / "link.yaml").symlink_to(tmp_path / "real.yaml")
+    assert load_settings(write(tmp_path, top=f"include: link.yaml\n{MINIMAL}")).seed == 4
+
+
+def test_a_folder_below_may_include_from_the_folder_above_it(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "child.yaml").write_text("include: ../base.yaml\n", encoding="utf-8")
+    write(tmp_path, base="seed: 5\n")
+    assert load_settings(write(tmp_path, top=f"include: sub/child.yaml\n{MINIMAL}")).seed == 5
+
+
+@pytest.mark.parametrize("include", ["top.yaml", "a.yaml"])
+def test_circles_are_refused(tmp_path: Path, include: str) -> None:
+    write(tmp_path, a="include: b.yaml\n", b="include: a.yaml\n")
+    assert "closes a circle" in problems_of(tmp_path, f"include: {include}\n{MINIMAL}")
+
+
+def test_a_diamond_is_no_circle_but_a_tower_of_them_ends(tmp_path: Path) -> None:
+    write(tmp_path, base="seed: 6\n", left="include: base.yaml\n", right="include: base.yaml\n")
+    assert load_settings(write(tmp_path, top=f"include: [left.yaml, right.yaml]\n{MINIMAL}")).seed == 6
+    tower = {f"l{i}": f"include: [l{i + 1}.yaml, l{i + 1}.yaml]\n" for i in range(30)}
+    write(tmp_path, **tower, l30="seed: 1\n")
+    assert "includes more than" in problems_of(tmp_path, f"include: l0.yaml\n{MINIMAL}")
+
+
+@pytest.mark.parametrize("include", ["3", "{a: b}", "[1]", "['']"])
+def test_an_include_is_a_name_or_a_list_of_names(tmp_path: Path, include: str) -> None:
+    assert "include must be" in problems_of(tmp_path, f"include: {include}\n{MINIMAL}")
+
+
+def test_an_include_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    assert "no such settings file" in problems_of(tmp_path, f"include: none.yaml\n{MINIMAL}")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    assert "not a file" in problems_of(tmp_path, f"include: pipe.yaml\n{MINIMAL}")
+
+
+# --- written back ----------------------------------------------------------------------------------------------------
+
+words = st.text(st.characters(blacklist_categories=["C"]), min_size=1, max_size=12)
+fractions = st.floats(0, 0.33)
+positive = st.floats(1e-8, 1e8)
+counts = st.integers(1, 10**6)
+
+
+def group(**keys: st.SearchStrategy[object]) -> st.SearchStrategy[dict[str, object]]:
+    """A group that gives any of these keys."""
+    return st.fixed_dictionaries({}, optional=keys)
+
+
+schedules = st.one_of(
+    group(warmup=fractions, final=fractions),
+    group(warmup=fractions).map(lambda keys: {**keys, "name": "step", "gamma": 0.3}),
+    group(warmup=fractions, decay=st.floats(0.01, 0.5)).map(lambda keys: {**keys, "name": "wsd"}),
+    group(patience=counts).map(lambda keys: {**keys, "name": "plateau"}),
+)
+optimizers = group(
+    name=st.sampled_from(["adam", "adamw", "sgd", "muon"]),
+    lr=positive | counts,
+    betas=st.lists(st.floats(0, 0.999), min_size=2, max_size=2),
+    scheduler=schedules,
+)
+stages = st.builds(
+    lambda budget, rest: {**rest, **budget},
+    st.sampled_from([{"epochs": 2}, {"steps": 10}, {"seconds": 1}]),
+    group(optimizer=optimizers, scheduler=schedules, patience=counts, batch_size=counts),
+)
+trees = st.fixed_dictionaries(
+    {"task": words},
+    optional={
+        "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", fullmatch=True),
+        "seed": st.integers(0, 2**40),
+        "runs_dir": words,
+        "data": group(
+            root=words,
+            files=words | st.lists(words, min_size=1, max_size=3),
+            split=st.fixed_dictionaries({"train": st.floats(0.01, 0.33), "valid": fractions, "test": fractions}),
+            memory_budget_gb=positive | counts,
+            generate=st.fixed_dictionaries({"samples": counts}, optional={"params": st.dictionaries(words, positive)}),
+        ),
+        "latent": group(dim=counts, patch=counts | st.just("auto")),
+        "operator": group(pdet=group(depths=counts | st.lists(counts, min_size=1, max_size=4), mlp_ratio=positive)),
+        "training": group(amp=st.booleans() | st.just("auto"), grad_clip=positive | st.none(), lambda_forward=positive),
+        "optimizer": optimizers,
+        "stages": group(codec=stages, operator=stages),
+        "evaluation": group(baselines=st.lists(st.sampled_from(["fno", "unet", "linear", "persistence"]), unique=True)),
+    },
+)
+
+
+@given(trees)
+@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_resolved_settings_load_back_to_the_same_hash(tmp_path: Path, tree: dict[str, object]) -> None:
+    settings = Settings.model_validate(tree)
+    again = load_settings(write(tmp_path, top=dump_settings(settings)))
+    assert again == settings
+    assert settings_hash(again) == settings_hash(settings)
+    assert dump_settings(again) == dump_settings(settings)
+
+
+def test_the_hash_depends_on_values_and_not_on_how_they_are_written(tmp_path: Path) -> None:
+    plain = load_settings(write(tmp_path, top=MINIMAL))
+    for text in (
+        "data: {files: [a.h5], task: [burgers1d]}\n",
+        f"{MINIMAL}training: {{grad_clip: 1}}\nseed: 17\n",
+        f"# a remark\n{MINIMAL}",
+    ):
+        assert settings_hash(load_settings(write(tmp_path, top=text))) == settings_hash(plain)
+    assert settings_hash(load_settings(write(tmp_path, top=MINIMAL), ["seed=18"])) != settings_hash(plain)
+
+
+def test_settings_are_frozen() -> None:
+    settings = Settings.model_validate({"task": "burgers1d"})
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.training.batch_size = 1  # type: ignore[misc]

@@ -1,0 +1,97 @@
+"""Rules between settings, strict types, and that the shipped files are settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from ups.config import Settings, load_settings
+from ups.config.merge import deep_merge
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def build(tree: Mapping[str, Any]) -> Settings:
+    """Settings of a tree laid over the smallest that is complete."""
+    return Settings.model_validate(deep_merge({"data": {"task": "burgers1d"}}, tree))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_files_load(path: Path) -> None:
+    assert load_settings(path).data.task
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"operator": {"pdet": {"heads": 5}}}, "does not divide hidden_dim"),
+        ({"data": {"split": {"train": 0.9, "valid": 0.2}}}, "must be at most 1"),
+        ({"data": {"split": {"train": 0.0}}}, "nothing would be trained on"),
+        ({"data": {"split": {"train_files": "a.h5"}}}, "both train_files and test_files"),
+        ({"data": {"split": {"valid_files": "a.h5"}}}, "both train_files and test_files"),
+        ({"data": {"files": "a.h5", "split": {"train_files": "b", "test_files": "c"}}}, "not both"),
+        ({"data": {"task": ["a", "a"]}}, "named once"),
+        ({"data": {"task": ["a", "b"], "files": "a.h5"}}, "must be a mapping"),
+        ({"data": {"task": ["a", "b"], "files": {"a": "a.h5"}}}, "names the tasks a"),
+        ({"data": {"context": 0}}, "greater than 0"),
+        ({"stages": {"codec": {"patience": 3}}}, "exactly one budget"),
+        ({"stages": {"codec": {"epochs": 1, "seconds": 1}}}, "found epochs and seconds"),
+        ({"stages": {"codec": {"epochs": 0}, "operator": {"epochs": 0}}}, "nothing would be trained"),
+        (
+            {"latent": {"codec": {"train_with_operator": True}}, "stages": {"operator": {"epochs": 0}}},
+            "train_with_operator",
+        ),
+        ({"training": {"lambda_rollout": 0.1}}, "rollout_horizon"),
+        ({"optimizer": {"scheduler": {"name": "wsd", "warmup": 0.5, "decay": 0.6}}}, "has only 1"),
+        ({"optimizer": {"scheduler": {"name": "linear"}}}, "does not match any of the expected tags"),
+        ({"optimizer": {"lr": float("nan")}}, "finite"),
+        ({"name": "../../x"}, "pattern"),
+        ({"name": "<script>"}, "pattern"),
+        ({"name": "a\nb"}, "pattern"),
+        ({"name": "trailing\n"}, "pattern"),
+        ({"name": ".hidden"}, "pattern"),
+        ({"data": {"task": "a\nb"}}, "pattern"),
+    ],
+)
+def test_rules_between_settings(tree: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        build(tree)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"seed": "3"},
+        {"seed": 3.0},
+        {"seed": True},
+        {"deterministic": 1},
+        {"deterministic": "true"},
+        {"optimizer": {"lr": "1e-3"}},
+        {"optimizer": {"lr": True}},
+        {"runs_dir": 3},
+        {"latent": {"patch": "4"}},
+        {"operator": {"pdet": {"depths": [1, "2"]}}},
+        {"data": {"files": [3]}},
+        {"latent": None},
+        {"latent": []},
+    ],
+)
+def test_types_are_strict(tree: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        build(tree)
+
+
+def test_a_whole_number_may_stand_for_a_float() -> None:
+    lr = build({"optimizer": {"lr": 1}}).optimizer.lr
+    assert lr == 1.0
+    assert isinstance(lr, float)
+
+
+def test_persistence_is_always_a_baseline_and_is_there_once() -> None:
+    assert build({"evaluation": {"baselines": []}}).evaluation.baselines == ("persistence",)
+    assert build({"evaluation": {"baselines": "fno"}}).evaluation.baselines == ("persistence", "fno")
+    assert build({"evaluation": {"baselines": ["fno", "persistence"]}}).evaluation.baselines == ("fno", "persistence")

@@ -1,0 +1,119 @@
+"""Tiny trajectories and emulators whose scores are known beforehand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ups.data.fields import Grid
+from ups.data.trajectories import Frames, TrajectorySet
+from ups.models.emulator import Emulator, TaskSpec
+from ups.physics.equations import get_equation
+
+
+class Held(Frames):
+    """Trajectories of any lengths, held as they are given."""
+
+    def __init__(self, trajectories: list[Tensor]) -> None:
+        self.trajectories = trajectories
+
+    def gather(self, trajectory: Tensor, start: Tensor, length: int) -> Tensor:
+        places = zip(trajectory.tolist(), start.tolist(), strict=True)
+        return torch.stack([self.trajectories[number][first : first + length] for number, first in places])
+
+    def subset(self, trajectories: Tensor) -> Held:
+        return Held([self.trajectories[number] for number in trajectories.tolist()])
+
+
+def make_set(task: str, trajectories: list[Tensor], dt: float = 0.1) -> TrajectorySet:
+    """A set of trajectories (time, channel, *grid) on the equation's own domain."""
+    equation = get_equation(task)
+    axes = []
+    for (low, high), size in zip(equation.domain, trajectories[0].shape[2:], strict=True):
+        axes.append(low + (high - low) * (np.arange(size) + 0.5) / size)
+    params = torch.tensor([[parameter.default for parameter in equation.parameters] for _ in trajectories])
+    return TrajectorySet(
+        task,
+        equation,
+        Grid(tuple(axes), equation.periodic),
+        dt,
+        params.reshape(len(trajectories), len(equation.parameters)),
+        torch.tensor([len(one) for one in trajectories]),
+        [f"hash-{number}" for number in range(len(trajectories))],
+        Held(trajectories),
+    )
+
+
+def travelling_sines(num: int = 4, frames: int = 9, size: int = 32) -> list[Tensor]:
+    """Sines of different amplitude and wave number that move to the right by one cell per frame."""
+    x = torch.arange(size) / size
+    return [
+        torch.stack([(1 + number) * torch.sin(2 * math.pi * (1 + number % 3) * (x - t / size)) for t in range(frames)])[
+            :, None
+        ]
+        for number in range(num)
+    ]
+
+
+def bumps(num: int = 3, frames: int = 6, size: int = 16, channels: int = 2) -> list[Tensor]:
+    """Even products of cosines on a box without flow through its walls, decaying in time."""
+    x = (torch.arange(size) + 0.5) / size
+    wave = torch.cos(math.pi * x)[:, None] * torch.cos(2 * math.pi * x)[None]
+    return [
+        torch.stack(
+            [
+                torch.stack([(number + 1 + channel) * wave * math.exp(-0.2 * t) for channel in range(channels)])
+                for t in range(frames)
+            ]
+        )
+        for number in range(num)
+    ]
+
+
+def spec_of(trajectories: TrajectorySet, context: int = 1) -> TaskSpec:
+    """What a model is told of the set."""
+    equation, fields = trajectories.equation, len(trajectories.equation.fields)
+    return TaskSpec(
+        name=trajectories.task,
+        fields=tuple(field.name for field in equation.fields),
+        lattice=tuple(trajectories.grid.shape),
+        spacing=tuple(trajectories.grid.spacing),
+        origin=tuple(float(axis[0]) for axis in trajectories.grid.axes),
+        periodic=tuple(equation.periodic),
+        form=equation.form,
+        conserved=tuple(field.conserved for field in equation.fields),
+        context=context,
+        dt=float(trajectories.dt),
+        mean=(0.0,) * fields,
+        std=(1.0,) * fields,
+    )
+
+
+class Steps(Emulator):
+    """Advances by a function of the last frame, and remembers what it was given."""
+
+    def __init__(
+        self,
+        sets: dict[str, TrajectorySet],
+        advance: Callable[[Tensor], Tensor],
+        *,
+        name: str = "ups",
+        context: int = 1,
+    ) -> None:
+        super().__init__({task: replace(spec_of(one), context=context) for task, one in sets.items()})
+        self.name, self.advance = name, advance
+        self.given: list[Tensor] = []
+
+    def step(self, context: Tensor, *, task: str, dt: Tensor, params: Tensor) -> Tensor:
+        self.given.append(context.clone())
+        return self.advance(context[:, -1])
+
+
+def shifted(u: Tensor) -> Tensor:
+    """One cell to the right: exact for `travelling_sines`."""
+    return u.roll(1, -1)

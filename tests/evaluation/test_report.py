@@ -1,0 +1,284 @@
+"""The report: whole on its own, safe whatever things are called, honest about what is missing, alive in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.evaluation.helpers import Steps, bumps, make_set, shifted, spec_of, travelling_sines
+from ups.physics.solvers.cost import SolverCost
+
+from ups.errors import UpsError
+from ups.evaluation import pictures
+from ups.evaluation.evaluate import Protocol, evaluate
+from ups.evaluation.report import write_report
+from ups.evaluation.summary import Scores, number, plain, with_unit
+from ups.models.baselines import Persistence
+
+HOSTILE = "<script>alert('owned')</script>"
+QUIET = "--disable-background-networking --disable-component-update --disable-sync"
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+
+
+def write_run(folder: Path, tasks: tuple[str, ...] = ("advection1d",), *, name: str = "run", **files: str) -> Path:
+    """A run's folder as the pipeline leaves it, with a short log."""
+    makers = {
+        "advection1d": lambda: make_set("advection1d", travelling_sines(num=5)),
+        "burgers1d": lambda: make_set("burgers1d", travelling_sines(num=4, frames=6)),
+        "reaction_diffusion2d": lambda: make_set("reaction_diffusion2d", bumps()),
+    }
+    run = folder / name
+    run.mkdir(parents=True)
+    sets = {task: makers[task]() for task in tasks}
+    emulators = {
+        "ups": Steps(sets, lambda u: 1.01 * shifted(u)),
+        "persistence": Persistence({task: spec_of(one) for task, one in sets.items()}),
+        HOSTILE: Steps(sets, lambda u: 1.1 * shifted(u), name=HOSTILE),
+    }
+    evaluate(emulators, sets, protocol=Protocol()).save(run / "evaluation", "full")
+    records = [
+        {"stage": "operator", "step": step, "loss": 1 / step, "lr": 1e-3, "elapsed": 0.1 * step} for step in range(1, 9)
+    ]
+    records += [
+        {"stage": "operator", "step": 4, "valid_nrmse": 0.2, "best_nrmse": 0.2},
+        {"stage": HOSTILE, "step": 1, "loss": None},
+    ]
+    (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + '{"stage": "torn')
+    (run / "config.yaml").write_text(f"name: {json.dumps(HOSTILE)}\n")
+    (run / "metadata.json").write_text(
+        json.dumps({"created_at": "2030-01-02T03:04:05+00:00", "versions": {HOSTILE: "1"}})
+    )
+    for file, text in files.items():
+        (run / file).write_text(text)
+    return run
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes, and the ones left open."""
+
+    VOID = frozenset({"meta", "link", "img", "input", "br"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+
+@pytest.mark.parametrize("tasks", [("advection1d",), ("reaction_diffusion2d",), ("advection1d", "burgers1d")])
+def test_report_is_one_well_formed_file_that_asks_for_nothing(tmp_path: Path, tasks: tuple[str, ...]) -> None:
+    html = write_report(write_run(tmp_path, tasks)).read_text()
+    elements = Elements(html)
+    assert elements.open == []
+    for tag, attributes in elements.found:
+        assert tag not in ("link", "iframe", "object", "base"), tag
+        for name in ("src", "href", "xlink:href", "srcset", "action"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/png;base64,")), (tag, attributes[name])
+    assert "url(http" not in html
+    assert "@import" not in html
+    assert len(html) < 5_000_000
+    for task in tasks:
+        assert f"<b>{task}</b>" in html
+
+
+def test_names_cannot_become_markup(tmp_path: Path) -> None:
+    html = write_report(write_run(tmp_path, name="a<b>&'\"")).read_text()
+    assert HOSTILE not in html
+    assert "<script>alert" not in html
+    assert "&lt;script&gt;alert" in html
+    assert html.count("<script") == 2  # the player's numbers and the player
+    assert "<title>a&lt;b&gt;" in html
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    html = write_report(run).read_text()
+    assert "Not compared with linear, fno, unet" in html
+    (run / "evaluation" / "fields.npz").unlink()
+    assert "No trajectories were kept to look at" in write_report(run).read_text()
+    (run / "evaluation" / "full.json").rename(run / "evaluation" / "small.json")
+    assert "Only the small evaluation exists" in write_report(run).read_text()
+    shutil.rmtree(run / "evaluation")
+    for name in ("config.yaml", "metadata.json", "log.jsonl"):
+        (run / name).unlink()
+    html = write_report(run).read_text()
+    for said in ("not been evaluated", "Nothing was logged", "settings are missing", "environment is not known"):
+        assert said in html
+
+
+def test_damaged_files_and_no_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UpsError, match="nowhere is not a folder"):
+        write_report(tmp_path / "nowhere")
+    run = write_run(tmp_path)
+    full = run / "evaluation" / "full.json"
+    content = json.loads(full.read_text())
+    full.write_text(json.dumps({**content, "schema_version": 0}))
+    with pytest.raises(UpsError, match="another version"):
+        write_report(run)
+    del content["details"]["advection1d"]["emulators"]["ups"]["per_sample"]["0"]
+    full.write_text(json.dumps(content))
+    with pytest.raises(UpsError, match=r"fields\.npz is of another evaluation"):
+        write_report(run)
+    full.write_text("{")
+    with pytest.raises(UpsError, match=r"full\.json is damaged"):
+        write_report(run)
+
+
+def test_the_solver_is_told_of(tmp_path: Path) -> None:
+    sets = {"advection1d": make_set("advection1d", travelling_sines())}
+    cost = SolverCost(resolution=24, nrmse=0.0123, seconds_per_trajectory=0.5, found=True, tried=())
+    found = evaluate({"ups": Steps(sets, shifted)}, sets, protocol=Protocol())
+    found.with_solver_costs({"advection1d": cost}).save(tmp_path / "evaluation", "full")
+    html = write_report(tmp_path).read_text()
+    assert "at 24 points per axis, as accurate, has an nRMSE of 0.0123 and takes 500 ms" in html
+
+
+def test_a_diverged_run_is_reported(tmp_path: Path) -> None:
+    sets = {"advection1d": make_set("advection1d", travelling_sines())}
+    emulators = {
+        "ups": Steps(sets, lambda u: u * torch.nan),
+        "persistence": Persistence({"advection1d": spec_of(sets["advection1d"])}),
+    }
+    evaluate(emulators, sets, protocol=Protocol()).save(tmp_path / "evaluation", "full")
+    html = write_report(tmp_path).read_text()
+    assert "The roll-out has no score: 4 of 4 roll-outs diverged" in html
+    assert "No spectrum" in html
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "kind", "says"),
+    [
+        (0.01, 0.05, "good", "5.0 times smaller than that of the best baseline, fno"),
+        (0.05, 0.01, "bad", "5.0 times that of the best baseline, fno"),
+        (None, 0.01, "bad", "no score: it diverged"),
+        (0.01, None, "unknown", "nothing to compare it with"),
+    ],
+)
+def test_verdict(ours: float | None, theirs: float | None, kind: str, says: str) -> None:
+    content: dict[str, Any] = {
+        "tasks": {"t": {"nrmse": ours}},
+        "baselines": {"persistence": {"t": {"nrmse": theirs and 2 * theirs}}, "fno": {"t": {"nrmse": theirs}}},
+        "reasons": {"tasks": {"t": {"nrmse": "it diverged"}}},
+    }
+    found, sentence = Scores(content).verdict("t")
+    assert found == kind
+    assert says in sentence
+
+
+def test_numbers_for_people() -> None:
+    assert plain(0.000123456) == "0.000123"
+    assert plain(1234.5) == "1230"
+    assert plain(5.96, 2) == "6.0"
+    assert plain(0.9999) == "1.00"
+    assert str(number(2.5e-7)) == "2.50&#8202;×&#8202;10<sup>−7</sup>"
+    assert str(number(9.999e-6)) == "1.00&#8202;×&#8202;10<sup>−5</sup>"
+    assert str(with_unit(0.0123, "s")) == "12.3 ms"
+    assert str(with_unit(3.0, "")) == "3"
+
+
+def test_player_numbers_come_back_as_they_went_in() -> None:
+    """Quantising keeps errors to a half step of their own scale, and marks what is not finite."""
+    import base64
+    import zlib
+
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((4, 2, 8)).astype(np.float32)
+    values[1, 0, 3] = np.nan
+    low, high = [-4.0, -5.0], [4.0, 5.0]
+    codes = np.frombuffer(zlib.decompress(base64.b64decode(pictures._pack(values, low, high, 16))), "<u2").reshape(
+        values.shape
+    )
+    assert codes[1, 0, 3] == 65535
+    back = np.array(low)[None, :, None] + codes / 65534 * (np.array(high) - np.array(low))[None, :, None]
+    finite = np.isfinite(values)
+    assert np.abs(back - values)[finite].max() <= 5 / 65534 + 1e-6
+
+
+def test_pictures_run_right_and_up() -> None:
+    import base64
+    import io
+
+    from matplotlib.image import imread
+
+    values = np.zeros((3, 2))
+    values[2, 0] = 1.0
+    values[0, 1] = np.nan
+    source = pictures.picture(values, 0.0, 1.0, "gray")
+    pixels = imread(io.BytesIO(base64.b64decode(source.split(",")[1])))
+    assert pixels.shape == (2, 3, 4)
+    assert pixels[1, 2].tolist() == [1, 1, 1, 1]  # the end of the first axis, the start of the second: right, below
+    assert pixels[0, 0, 3] == 0
+    assert pixels[..., 0].sum() == 1
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: install one (apt-get install chromium) to test the report in it")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]")
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=f"--no-sandbox --disable-gpu --disable-quic --no-first-run {QUIET}".split(),
+        )
+        yield found
+        found.close()
+
+
+@pytest.mark.parametrize("tasks", [("advection1d",), ("reaction_diffusion2d",)])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_report_in_a_browser(tmp_path: Path, browser: Any, tasks: tuple[str, ...], width: int, scheme: str) -> None:
+    """No error, nothing asked of the network, nothing wider than the screen; and the player plays."""
+    from playwright.sync_api import expect
+
+    report = write_report(write_run(tmp_path, tasks))
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(report.as_uri())
+    page.wait_for_selector("#player[data-ready=true]", timeout=20_000)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    picture = "[...document.querySelectorAll('#player canvas')].map((canvas) => canvas.toDataURL()).join()"
+    at_the_end = page.evaluate(picture)
+    page.focus("#player-frame")
+    page.keyboard.press("Home")
+    assert page.inner_text("#player-time") == "t = 0.00"
+    at_the_start = page.evaluate(picture)
+    assert at_the_start != at_the_end
+    page.focus("#player-play")
+    page.keyboard.press("Space")
+    expect(page.locator("#player-time")).not_to_have_text("t = 0.00")
+    page.keyboard.press("Space")
+    assert page.get_attribute("#player-play", "aria-pressed") == "false"
+    assert page.evaluate(picture) != at_the_start
+    page.keyboard.press("Shift+Tab")
+    page.select_option("#player-trajectory", index=0)
+    page.select_option("#player-emulator", label="persistence")
+    expect(page.locator("#player-panels figcaption").filter(has_text="persistence").first).to_be_visible()
+    assert said == []
+    assert [url for url in asked if not re.match(r"(file|data|blob):", url)] == []
+    page.close()

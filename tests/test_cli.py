@@ -1,0 +1,312 @@
+"""The command line: what it prints, how it exits, and that help costs nothing. The pipeline behind it is a stand-in."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import ups
+from ups.cli import main
+from ups.config import load_settings
+from ups.errors import CheckpointError, DataError, UpsError
+
+COMMANDS = ["run", "train", "evaluate", "check", "rollout", "report", "data"]
+
+
+@dataclass
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Ups = Callable[..., Outcome]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Ups]:
+    """Runs the command line in this process."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["ups", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        printed = capsys.readouterr()
+        code = stop.value.code
+        return Outcome(0 if code is None else int(code), printed.out, printed.err)
+
+    yield call
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A settings file that is right."""
+    path = tmp_path / "settings.yaml"
+    path.write_text("task: burgers1d\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """Puts a function in a module's place; returns the calls that it received."""
+
+    def put(module: str, name: str, result: Any = None) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def function(*args: Any, **kwargs: Any) -> Any:
+            calls.append((args, kwargs))
+            if isinstance(result, BaseException):
+                raise result
+            return result
+
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{name: function}))
+        return calls
+
+    return put
+
+
+OUTCOME = SimpleNamespace(
+    run_dir=Path("runs/demo-burgers1d-0123abcd"),
+    table=[{"model": "ups", "nrmse": "0.002"}, {"model": "persistence", "nrmse": "0.63", "note": "last"}],
+    messages=("report: runs/x/report.html",),
+)
+
+
+def cells(printed: str) -> list[list[str]]:
+    """What stands in the lines of a table and after it, rules left out."""
+    lines = [re.split(r"\s{2,}", line.strip()) for line in printed.splitlines() if re.search(r"\w", line)]
+    return [[cell for cell in line if cell] for line in lines]
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command_and_only_those(cli: Ups) -> None:
+    shown = cli("--help")
+    listed = [line.split()[0] for line in shown.out.partition("Commands:")[2].splitlines() if line.strip()]
+    assert (shown.code, listed) == (0, COMMANDS)
+    data = cli("data", "--help")
+    assert [line.split()[0] for line in data.out.partition("Commands:")[2].splitlines() if line.strip()] == [
+        "make",
+        "inspect",
+    ]
+
+
+@pytest.mark.parametrize("command", [[name] for name in COMMANDS] + [["data", "make"], ["data", "inspect"]])
+def test_every_command_has_help(cli: Ups, command: list[str]) -> None:
+    shown = cli(*command, "--help")
+    assert shown.code == 0
+    assert "Usage: ups " + " ".join(command) in shown.out
+    assert "..." not in shown.out.replace("]...", ""), "a summary is cut off"
+
+
+def test_version(cli: Ups) -> None:
+    assert cli("--version") == Outcome(0, f"ups {ups.__version__}\n", "")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; import ups, ups.cli, ups.config; "
+        "print([m for m in ('torch', 'numpy', 'h5py', 'rich', 'matplotlib', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ups", "--version"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == f"ups {ups.__version__}\n"
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def test_run_prints_the_table_and_last_the_folder(cli: Ups, config: Path, stand_in: Any) -> None:
+    calls = stand_in("ups.pipeline.run", "run_pipeline", OUTCOME)
+    done = cli("run", config, "seed=4", "--force", "check", "--force", "operator", "latent.dim=8", "--skip-checks")
+    assert (done.code, done.err) == (0, "")
+    assert cells(done.out) == [
+        ["model", "nrmse", "note"],
+        ["ups", "0.002"],
+        ["persistence", "0.63", "last"],
+        ["report: runs/x/report.html"],
+        ["runs/demo-burgers1d-0123abcd"],
+    ]
+    [((settings,), keywords)] = calls
+    assert settings == load_settings(config, ["seed=4", "latent.dim=8"])
+    assert keywords["force"] == ("check", "operator")
+    assert keywords["skip_checks"] is True
+
+
+@pytest.mark.parametrize(("stage", "given"), [("codec", "codec"), ("operator", "operator"), ("all", None)])
+def test_train_names_its_stage(cli: Ups, config: Path, stand_in: Any, stage: str, given: str | None) -> None:
+    calls = stand_in("ups.pipeline.run", "train_pipeline", OUTCOME)
+    assert cli("train", config, "--stage", stage).out.endswith("runs/demo-burgers1d-0123abcd\n")
+    assert calls[0][1]["stage"] == given
+    assert cli("train", config, "--stage", "prior").code == 2
+
+
+def test_other_ranks_print_nothing(cli: Ups, config: Path, stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in("ups.pipeline.run", "run_pipeline", OUTCOME)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli("run", config) == Outcome(0, "", "")
+
+
+@dataclass
+class Problem:
+    """What the checks return."""
+
+    kind: str
+    where: str
+    what: str
+    remedy: str
+
+
+def test_check_lists_every_problem_and_exits_1(cli: Ups, config: Path, stand_in: Any) -> None:
+    found = [Problem("data", "a.h5", "has NaN", "remove it"), Problem("folder", "runs", "is full", "free space")]
+    stand_in("ups.pipeline.run", "check_pipeline", found)
+    done = cli("check", config)
+    assert done.code == 1
+    assert cells(done.out) == [
+        ["kind", "where", "what", "remedy"],
+        ["data", "a.h5", "has NaN", "remove it"],
+        ["folder", "runs", "is full", "free space"],
+        ["2 problems found"],
+    ]
+    listed = cli("check", config, "--json")
+    assert (listed.code, json.loads(listed.out)) == (1, [vars(problem) for problem in found])
+
+
+def test_check_without_problems_exits_0(cli: Ups, config: Path, stand_in: Any) -> None:
+    stand_in("ups.pipeline.run", "check_pipeline", [])
+    assert cli("check", config) == Outcome(0, "no problems found\n", "")
+    assert cli("check", config, "--json").out == "[]\n"
+
+
+def test_evaluate_takes_files_after_data(cli: Ups, stand_in: Any) -> None:
+    calls = stand_in("ups.pipeline.evaluate", "evaluate_run", [{"model": "ups"}])
+    assert cli("evaluate", "runs/x", "--data", "a.h5", "b.h5", "--data", "c.h5").out.endswith("ups\n")
+    assert cli("evaluate", "runs/x", "--split", "valid").code == 0
+    (run, files, split, _), _ = calls[0]
+    assert (run, set(files), split) == (Path("runs/x"), {Path("a.h5"), Path("b.h5"), Path("c.h5")}, "test")
+    assert calls[1][0][1:3] == ((), "valid")
+    refused = cli("evaluate", "runs/x", "a.h5")
+    assert refused.code == 2
+    assert "--data" in refused.err
+
+
+def test_rollout_and_report_print_what_they_wrote(cli: Ups, stand_in: Any) -> None:
+    calls = stand_in("ups.pipeline.rollout", "rollout_file")
+    assert cli("rollout", "runs/x", "in.h5", "--steps", "3", "--out", "out.h5").out == "out.h5\n"
+    assert calls[0][0] == (Path("runs/x"), Path("in.h5"), 3, Path("out.h5"), None)
+    assert cli("rollout", "runs/x", "in.h5", "--steps", "0", "--out", "out.h5").code == 2
+    stand_in("ups.evaluation.report", "write_report", Path("runs/x/report.html"))
+    assert cli("report", "runs/x").out == "runs/x/report.html\n"
+
+
+def test_data_make_passes_parameters_and_keeps_what_exists(cli: Ups, stand_in: Any, tmp_path: Path) -> None:
+    calls = stand_in("ups.data.generate", "generate")
+    out = tmp_path / "a.h5"
+    make = ["data", "make", "burgers1d", "--out", out, "--samples", "2", "--seed", "1"]
+    assert cli(*make, "nu=1e-2", "--time", "0.5").out == f"{out}\n"
+    arguments, keywords = calls[0]
+    assert arguments == ("burgers1d", out, 2, 1, {"nu": 0.01})
+    assert (keywords["time"], keywords["resolution"], keywords["frames"]) == (0.5, None, None)
+    out.touch()
+    kept = cli(*make)
+    assert kept.code == 2
+    assert "--overwrite" in kept.err
+    assert len(calls) == 1
+    assert cli(*make, "--overwrite").code == 0
+    for pair in ("nu", "nu=", "nu=soon", "=3"):
+        assert cli(*make, "--overwrite", pair).code == 2
+    assert "twice" in cli(*make, "--overwrite", "nu=1", "nu=2").err
+    assert len(calls) == 2
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+class _Stopped(UpsError):
+    exit_code = 143
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (DataError("a.h5 is cut short; fetch it again"), 1, "error: a.h5 is cut short; fetch it again\n"),
+        (CheckpointError("damaged"), 1, "error: damaged\n"),
+        (KeyboardInterrupt(), 130, "interrupted, run again to continue\n"),
+        (_Stopped("stopped by SIGTERM after step 3"), 143, "stopped by SIGTERM after step 3\n"),
+    ],
+)
+def test_errors_are_one_message_and_a_code(
+    cli: Ups, config: Path, stand_in: Any, raised: BaseException, code: int, said: str
+) -> None:
+    stand_in("ups.pipeline.run", "run_pipeline", raised)
+    assert cli("run", config) == Outcome(code, "", said)
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(cli: Ups, config: Path, stand_in: Any) -> None:
+    stand_in("ups.pipeline.run", "run_pipeline", ZeroDivisionError("ours"))
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        cli("run", config)
+
+
+@pytest.mark.parametrize("arguments", [["rnu"], ["run"], ["run", "x.yaml", "--nope"], ["data", "make", "burgers1d"]])
+def test_wrong_usage_exits_2(cli: Ups, arguments: list[str]) -> None:
+    done = cli(*arguments)
+    assert done.code == 2
+    assert "Traceback" not in done.err
+
+
+def test_wrong_settings_exit_2(cli: Ups, config: Path) -> None:
+    done = cli("run", config, "training.batch_sise=3")
+    assert (done.code, done.out) == (2, "")
+    assert "did you mean training.batch_size?" in done.err
+
+
+def test_sigterm_exits_143_after_cleaning_up(config: Path, tmp_path: Path) -> None:
+    script = tmp_path / "stand_in.py"
+    script.write_text(
+        "import sys, time\n"
+        "from types import SimpleNamespace\n"
+        "def run_pipeline(settings, **keywords):\n"
+        "    try:\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(60)\n"
+        "    finally:\n"
+        "        print('cleaned', flush=True)\n"
+        "sys.modules['ups.pipeline.run'] = SimpleNamespace(run_pipeline=run_pipeline)\n"
+        "from ups.cli import main\n"
+        "main()\n",
+        encoding="utf-8",
+    )
+    with subprocess.Popen(
+        [sys.executable, str(script), "run", str(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (143, "cleaned\n", "")
+    assert time.monotonic() - began < 30
