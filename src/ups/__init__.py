@@ -1,9 +1,9 @@
 """Universal Physics Stack: fast neural simulators from PDE trajectories.
 
-    import ups
+import ups
 
-    sim = ups.load("runs/RUN")
-    u = sim.rollout(u0, steps=40, params={"nu": 0.01})
+sim = ups.load("runs/RUN")
+u = sim.rollout(u0, steps=40, params={"nu": 0.01})
 """
 
 from __future__ import annotations

@@ -257,6 +257,7 @@ def test_an_include_that_is_no_file_is_refused(tmp_path: Path) -> None:
 
 words = st.text(st.characters(blacklist_categories=["C"]), min_size=1, max_size=12)
 fractions = st.floats(0, 0.33)
+parts = st.floats(0.01, 0.33)
 positive = st.floats(1e-8, 1e8)
 counts = st.integers(1, 10**6)
 
@@ -292,7 +293,7 @@ trees = st.fixed_dictionaries(
         "data": group(
             root=words,
             files=words | st.lists(words, min_size=1, max_size=3),
-            split=st.fixed_dictionaries({"train": st.floats(0.01, 0.33), "valid": fractions, "test": fractions}),
+            split=st.fixed_dictionaries({"train": parts, "valid": parts, "test": parts}),
             memory_budget_gb=positive | counts,
             generate=st.fixed_dictionaries({"samples": counts}, optional={"params": st.dictionaries(words, positive)}),
         ),

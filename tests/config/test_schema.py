@@ -30,7 +30,9 @@ def test_shipped_files_load(path: Path) -> None:
     [
         ({"operator": {"pdet": {"heads": 5}}}, "does not divide hidden_dim"),
         ({"data": {"split": {"train": 0.9, "valid": 0.2}}}, "must be at most 1"),
-        ({"data": {"split": {"train": 0.0}}}, "nothing would be trained on"),
+        ({"data": {"split": {"train": 0.0}}}, "train would be empty"),
+        ({"data": {"split": {"valid": 0.0, "test": 0.0}}}, "valid and test would be empty"),
+        ({"data": {"split": {"train_files": "a", "test_files": "b", "valid": 0.0}}}, "valid would be empty"),
         ({"data": {"split": {"train_files": "a.h5"}}}, "both train_files and test_files"),
         ({"data": {"split": {"valid_files": "a.h5"}}}, "both train_files and test_files"),
         ({"data": {"files": "a.h5", "split": {"train_files": "b", "test_files": "c"}}}, "not both"),

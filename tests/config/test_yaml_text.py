@@ -64,7 +64,7 @@ def test_plain_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
     ],
 )
 def test_tags_are_refused(text: str) -> None:
-    with pytest.raises(SettingsError, match=r"test, line 1, column .* is refused"):
+    with pytest.raises(SettingsError, match=r"test, line 1: the tag .* is refused"):
         parse_yaml(text, "test")
 
 

@@ -35,8 +35,10 @@ class SplitSettings(Group):
             raise ValueError("named files need both train_files and test_files (valid_files may be left out)")
         if not self.by_files and self.train + self.valid + self.test > 1 + 1e-9:
             raise ValueError(f"train + valid + test is {self.train + self.valid + self.test:g}; it must be at most 1")
-        if not self.by_files and self.train == 0:
-            raise ValueError("train is 0: nothing would be trained on; give train a part of the trajectories")
+        cut = ("train", "valid", "test") if not self.by_files else ("valid",) if self.valid_files is None else ()
+        empty = [name for name in cut if getattr(self, name) == 0]
+        if empty:
+            raise ValueError(f"{' and '.join(empty)} would be empty; training, choosing and judging each need a part")
         return self
 
 

@@ -90,7 +90,10 @@ class _Reader:
         return document.under(_document(tree, str(path)))
 
     def _target(self, include: str, path: Path, above: tuple[Path, ...]) -> Path:
-        target = (path.parent / include).resolve()
+        try:
+            target = (path.parent / include).resolve()
+        except (OSError, RuntimeError) as error:  # a symlink that leads to itself
+            raise SettingsError(f"{path}: include {include!r} cannot be followed: {error}") from error
         if not target.is_relative_to(self.root):
             raise SettingsError(
                 f"{path}: include {include!r} leads out of {self.root}; only files in that folder may be included"

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     BeforeValidator,
     Field,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -57,7 +56,7 @@ class PdetSettings(Group):
     qk_norm: bool = True
     drop_path: BelowOne = 0.0
     stem_width: PositiveInt | Literal["auto"] = "auto"
-    """Channels of the layers at full resolution, before and after the tokens; `auto` is 32 in one dimension, else 16."""
+    """Channels of the layers at full resolution, around the tokens; `auto` is 32 in one dimension, else 16."""
     use_activation_checkpoint: bool = False
 
     @model_validator(mode="after")
@@ -113,12 +112,12 @@ class Settings(Group):
 
     name: PathComponent | None = None
     """First part of the run's identifier; letters, digits, dot, dash and underscore."""
-    seed: NonNegativeInt = 17
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 17
     deterministic: bool = False
     benchmark: bool = True
     """Let cuDNN time its algorithms and keep the fastest."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: PositiveInt | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     runs_dir: Word = "runs"
     data: DataSettings
     latent: LatentSettings = LatentSettings()

@@ -74,8 +74,9 @@ def _measure(text: str, source: str) -> None:
     opened: list[tuple[str | None, int]] = []
     for event in yaml.parse(text, Loader=_Loader):
         anchor = getattr(event, "anchor", None)
-        if getattr(event, "tag", None) is not None:
-            raise yaml.parser.ParserError(None, None, f"the tag {event.tag} is refused", event.start_mark)
+        if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise SettingsError(f"{source}, line {line}: the tag {event.tag} is refused; write a plain value")
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == name for name, _ in opened):
                 raise SettingsError(f"{source}: the alias *{anchor} stands inside its own anchor; write the value out")

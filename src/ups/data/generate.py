@@ -1,72 +1,27 @@
-"""Makes data with the reference solvers, in the HDF5 layout that PDEBench publishes (M. Takamoto et al., NeurIPS 2022).
-
-Trajectory i of a seed is the same however many are made. A value is the mean over its cell of a solution on a finer
-grid (`Solver.refinement`): what an equation conserves, the data conserves to rounding, even where a shock is thinner
-than a cell. A solution that is known in closed form, as for advection, is evaluated on the finer grid instead of solved
-for. Where the initial state is noise in the grid's own cells, nothing is refined.
-"""
+"""Makes trajectories with the reference solvers and writes them in PDEBench's layout."""
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import math
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float64
 from torch import Tensor
 
-from ups.errors import DataError, UsageError
-from ups.physics.description import Report
-from ups.physics.equations import Equation, Parameter, get_equation
+from ups.errors import UpsError, UsageError
+from ups.physics.description import Equation
+from ups.physics.equations import get_equation
 from ups.physics.solvers import solve, solver_of
 from ups.runtime import Progress, SilentProgress
 
-_CHUNK_VALUES = 1 << 24  # float64 values of a solution held at once
-_CELLS_OF_EXACT = 9  # points of a cell at which a solution in closed form is evaluated
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What is to be made, checked and complete.
-
-    Args:
-        equation: its description.
-        samples: number of trajectories.
-        seed: of the initial states.
-        params: value of each parameter, in the order of the description.
-        resolution: cells along each axis.
-        frames: per trajectory, the first included.
-        time: of the last frame.
-        device: to compute on.
-    """
-
-    equation: Equation
-    samples: int
-    seed: int
-    params: tuple[float, ...]
-    resolution: int
-    frames: int
-    time: float
-    device: torch.device
-
-    @property
-    def times(self) -> np.ndarray:
-        """Times of the frames, float64."""
-        return np.linspace(0.0, self.time, self.frames)
-
-    @property
-    def values_per_trajectory(self) -> int:
-        """Values that a trajectory has in the file."""
-        return self.frames * len(self.equation.fields) * math.prod((self.resolution,) * self.equation.dim)
+_CHUNK_VALUES = 1 << 24  # float64 values computed at once (128 MiB): frames at the solver's own resolution
+_MIN_RESOLUTION, _MIN_FRAMES = 8, 2
 
 
 def generate(
@@ -78,211 +33,170 @@ def generate(
     resolution: int | None = None,
     frames: int | None = None,
     time: float | None = None,
+    progress: Progress | None = None,
     *,
     overwrite: bool = False,
-    device: str = "cpu",
-    progress: Progress | None = None,
 ) -> None:
-    """Write trajectories of an equation to a file that appears complete or not at all.
+    """Make trajectories from random initial states and write them; the file appears whole or not at all.
 
-    Without `resolution` and `frames` the data is small enough for a laptop (256 cells and 41 frames in one dimension,
-    64 x 64 and 21 in two); the published sizes are those of the description (1024 and 201, or 101; 128 x 128 and 101).
+    Each trajectory has its own stream of random numbers: it depends on the seed and on its number alone, not on how
+    many others are made, and the same initial state can be had on any grid. Values are those of the equation's exact
+    solution where there is one in closed form. Otherwise they are computed on a grid finer by an odd factor, of which
+    every so many cell centres are those of the file's grid.
 
     Args:
-        equation_name: such as burgers1d.
-        out: the HDF5 file to write; missing folders are made.
-        samples: number of trajectories, at least 1.
-        seed: of the initial states, at least 0.
-        params: parameters by name or by the key of published files; those left out take the description's default.
-        resolution: cells along each axis, at least 8.
-        frames: per trajectory, the first included, at least 2.
-        time: of the last frame; the published one by default.
-        overwrite: replace `out` where it exists.
-        device: to compute on, as PyTorch names it.
-        progress: told how far the work is, in trajectories.
+        equation_name: such as `burgers1d`.
+        out: HDF5 file; its folder is made.
+        samples: trajectories, at least 1.
+        seed: of the initial states, from 0.
+        params: values by the parameter's name; the others keep their defaults.
+        resolution: cells along each axis; None is 256 in one dimension and 64 in two (published: 1024 and 128).
+        frames: the first included; None is 41 in one dimension and 21 in two (published: 201 or 101).
+        time: of the last frame; None is that of the published data.
+        progress: told how many trajectories are done.
+        overwrite: replace `out` if it exists.
 
     Raises:
-        UsageError: an argument makes no sense; the message names it.
-        DataError: `out` cannot be written.
-        UpsError: the equation has no reference solver.
+        UsageError: an unknown equation or parameter, a value out of bounds, or `out` exists.
+        UpsError: the equation has no reference solver yet, or the file cannot be written.
     """
     equation = get_equation(equation_name)
     solver_of(equation)
-    recipe = Recipe(
-        equation=equation,
-        samples=_at_least("samples", samples, 1),
-        seed=_at_least("seed", seed, 0),
-        params=parameter_values(equation, params),
-        resolution=_at_least("resolution", equation.make_resolution if resolution is None else resolution, 8),
-        frames=_at_least("frames", equation.make_frames if frames is None else frames, 2),
-        time=_positive("time", equation.time if time is None else time),
-        device=torch.device(device),
-    )
-    told = progress or SilentProgress()
-    with _replacing(out, 4 * samples * recipe.values_per_trajectory, overwrite=overwrite) as part:
-        told.start(f"make {equation.name}", samples, "trajectories")
-        with _named_failures(out), h5py.File(part, "w") as file:
-            _write(file, recipe, told)
-        told.finish(str(out))
+    values = _parameter_values(equation, params)
+    points, steps = resolution or equation.make_resolution, frames or equation.make_frames
+    end = equation.time if time is None else time
+    _check(samples >= 1, f"samples is {samples}; at least 1 is needed")
+    _check(seed >= 0, f"seed is {seed}; it must be a whole number from 0")
+    _check(points >= _MIN_RESOLUTION, f"resolution is {points}; at least {_MIN_RESOLUTION} cells are needed")
+    _check(steps >= _MIN_FRAMES, f"frames is {steps}; at least {_MIN_FRAMES} are needed")
+    _check(0 < end < np.inf, f"time is {end:g}; it must be positive")
+    if out.exists() and not overwrite:
+        raise UsageError(f"{out} exists; allow overwriting it (--overwrite), or choose another name")
+    progress = progress or SilentProgress()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.stem}-", dir=out.parent) as folder:
+            partial = Path(folder) / out.name
+            with h5py.File(partial, "w") as file:
+                _write(file, equation, values, samples, seed, points, np.linspace(0.0, end, steps), progress)
+            os.replace(partial, out)
+    except OSError as error:
+        raise UpsError(f"{out} cannot be written ({error}); choose a place with space that can be written to") from error
 
 
-def parameter_values(equation: Equation, given: Mapping[str, float]) -> tuple[float, ...]:
-    """The value of each parameter, in the order of the description.
-
-    Args:
-        equation: its description.
-        given: values by name, or by one of the keys that published files use.
-
-    Raises:
-        UsageError: a name is unknown or given twice, or a value is out of bounds.
-    """
-    names = {key: parameter.name for parameter in equation.parameters for key in (parameter.name, *parameter.keys)}
-    values: dict[str, float] = {}
-    for key, value in given.items():
-        if key not in names:
-            raise UsageError(f"{equation.name} has no parameter {key!r}; {_hint(key, equation.parameters)}")
-        if names[key] in values:
-            raise UsageError(f"{equation.name}: parameter {names[key]} is given twice; give it once")
-        values[names[key]] = value
-    return tuple(_bounded(equation, p, float(values.get(p.name, p.default))) for p in equation.parameters)
+def _check(fine: bool, message: str) -> None:
+    if not fine:
+        raise UsageError(message)
 
 
-def _bounded(equation: Equation, parameter: Parameter, value: float) -> float:
-    if not parameter.lower <= value <= parameter.upper:
-        bounds = f"{parameter.lower:g} to {parameter.upper:g}"
-        raise UsageError(f"{equation.name}: parameter {parameter.name} is {value:g}; it must be from {bounds}")
-    return value
+def _parameter_values(equation: Equation, given: Mapping[str, float]) -> tuple[float, ...]:
+    names = [parameter.name for parameter in equation.parameters]
+    for name in given:
+        if name not in names:
+            nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
+            known = f"it has {', '.join(names)}" if names else "it has none"
+            hint = f"did you mean {nearest[0]}?" if nearest else known
+            raise UsageError(f"{equation.name} has no parameter {name!r}; {hint}")
+    values = []
+    for parameter in equation.parameters:
+        value = float(given.get(parameter.name, parameter.default))
+        if not parameter.lower <= value <= parameter.upper:
+            bounds = f"[{parameter.lower:g}, {parameter.upper:g}]"
+            raise UsageError(f"{equation.name}: {parameter.name} is {value:g}; choose a value in {bounds}")
+        values.append(value)
+    return tuple(values)
 
 
-def _hint(key: str, parameters: tuple[Parameter, ...]) -> str:
-    known = [parameter.name for parameter in parameters]
-    nearest = difflib.get_close_matches(key, known, n=1)
-    if nearest:
-        return f"did you mean {nearest[0]}?"
-    return f"it has {', '.join(known)}" if known else "it has none"
+def _write(
+    file: h5py.File,
+    equation: Equation,
+    values: tuple[float, ...],
+    samples: int,
+    seed: int,
+    resolution: int,
+    times: Float64[np.ndarray, " time"],
+    progress: Progress,
+) -> None:
+    layout = _TensorLayout if equation.dim == 1 else _GroupLayout
+    writer = layout(file, equation, samples, resolution, times)
+    file.attrs["task"] = equation.name
+    file.attrs["seed"] = seed
+    for parameter, value in zip(equation.parameters, values, strict=True):
+        file.attrs[parameter.keys[0]] = value
+    factor = 1 if equation.exact is not None else solver_of(equation).refinement(resolution, values)
+    sample_values = len(times) * len(equation.fields) * (resolution * factor) ** equation.dim
+    chunk = max(1, _CHUNK_VALUES // sample_values)
+    progress.start(f"make {equation.name}", float(samples), "trajectories")
+    for first in range(0, samples, chunk):
+        numbers = range(first, min(first + chunk, samples))
 
+        def report(share: float, first: int = first, length: int = len(numbers)) -> None:
+            progress.update(first + share * length)
 
-def _at_least(name: str, value: int, least: int) -> int:
-    if value < least:
-        raise UsageError(f"{name} is {value}; it must be at least {least}")
-    return value
-
-
-def _positive(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise UsageError(f"{name} is {value:g}; it must be a positive number")
-    return value
-
-
-# --- solving ---------------------------------------------------------------------------------------------------------
+        frames = _trajectories(equation, values, seed, numbers, resolution, factor, times, report)
+        writer.put(numbers, frames.to(torch.float32).numpy())
+        progress.update(float(numbers.stop))
+    progress.finish(f"{samples} trajectories of {len(times)} frames on {' x '.join([str(resolution)] * equation.dim)}")
 
 
 def _trajectories(
-    recipe: Recipe, told: Progress
-) -> Iterator[tuple[int, Float32[np.ndarray, "num time channel *grid"]]]:
-    """The trajectories in portions that fit in memory, each with the number of its first."""
-    equation = recipe.equation
-    factor = solver_of(equation).refinement(recipe.resolution, recipe.params)
+    equation: Equation,
+    values: tuple[float, ...],
+    seed: int,
+    numbers: range,
+    resolution: int,
+    factor: int,
+    times: Float64[np.ndarray, " time"],
+    report: Callable[[float], None],
+) -> Tensor:
+    """Trajectories of the given numbers, (number, time, channel, *grid) float64."""
+    params = torch.tensor(values, dtype=torch.float64)
+    axes = equation.centres(resolution * factor)
+    streams = [_stream(seed, number) for number in numbers]
     if equation.exact is not None:
-        factor = _CELLS_OF_EXACT
-    held = recipe.values_per_trajectory * math.prod((factor,) * equation.dim)
-    portion = max(1, min(recipe.samples, _CHUNK_VALUES // held))
-    for first in range(0, recipe.samples, portion):
-        num = min(portion, recipe.samples - first)
-
-        def report(share: float, first: int = first, num: int = num) -> None:
-            told.update(first + share * num)
-
-        fine = _solve(recipe, range(first, first + num), recipe.resolution * factor, report)
-        yield first, _cell_means(fine, factor, equation.dim).cpu().numpy().astype(np.float32)
+        stamps = torch.from_numpy(times)
+        return torch.cat([equation.exact(1, axes, params, stamps, stream) for stream in streams])
+    if equation.initial_condition is None:
+        raise UpsError(f"{equation.name} has no random initial states yet; download its data")
+    u0 = torch.cat([equation.initial_condition(1, axes, params, stream) for stream in streams])
+    frames = solve(equation, u0, params.expand(len(numbers), -1), times, progress=report)
+    centres = slice(factor // 2, None, factor)
+    return frames[(..., *[centres] * equation.dim)]
 
 
-def _solve(recipe: Recipe, indices: range, resolution: int, report: Report) -> Tensor:
-    """Trajectories `indices` at cell centres, float64; each from a stream of random numbers of its own."""
-    equation, axes = recipe.equation, recipe.equation.centres(resolution)
-    params = torch.tensor(recipe.params, dtype=torch.float64)
-    streams = [np.random.SeedSequence((recipe.seed, index)).generate_state(1, np.uint64)[0] for index in indices]
-    generators = [torch.Generator().manual_seed(int(stream)) for stream in streams]
-    if equation.exact is not None:
-        times = torch.from_numpy(recipe.times)
-        return torch.cat([equation.exact(1, axes, params, times, generator) for generator in generators])
-    draw = equation.initial_condition
-    if draw is None:
-        raise UsageError(f"{equation.name}: no random initial states are described yet, so its data cannot be made")
-    u0 = torch.cat([draw(1, axes, params, generator) for generator in generators]).to(recipe.device)
-    return solve(equation, u0, params.expand(len(u0), -1).to(recipe.device), recipe.times, progress=report)
+def _stream(seed: int, number: int) -> torch.Generator:
+    """The random numbers of one trajectory."""
+    state = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
-def _cell_means(u: Tensor, factor: int, dim: int) -> Tensor:
-    """Means over blocks of `factor` cells along each of the last `dim` axes."""
-    for axis in range(u.ndim - dim, u.ndim):
-        u = u.unflatten(axis, (-1, factor)).mean(dim=axis + 1)
-    return u
+class _TensorLayout:
+    """`tensor` (N, T, X) with `x-coordinate` and `t-coordinate`."""
+
+    def __init__(self, file: h5py.File, equation: Equation, samples: int, resolution: int, times: np.ndarray) -> None:
+        shape = (samples, len(times), resolution)
+        self._tensor = file.create_dataset("tensor", shape, "f4", chunks=(1, *shape[1:]))
+        file["x-coordinate"] = equation.centres(resolution)[0].numpy().astype(np.float32)
+        file["t-coordinate"] = times.astype(np.float32)
+
+    def put(self, numbers: range, frames: np.ndarray) -> None:
+        """Write trajectories (number, time, 1, x)."""
+        self._tensor[numbers.start : numbers.stop] = frames[:, :, 0]
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
+class _GroupLayout:
+    """`0000/data` (T, X, Y, C) with `0000/grid/{x,y,t}`, one group for each trajectory."""
 
+    def __init__(self, file: h5py.File, equation: Equation, samples: int, resolution: int, times: np.ndarray) -> None:
+        self._file, self._digits = file, max(4, len(str(samples - 1)))
+        axes = dict(zip("xy", equation.centres(resolution), strict=True))
+        self._grid = {name: axis.numpy().astype(np.float32) for name, axis in axes.items()}
+        self._grid["t"] = times.astype(np.float32)
 
-def _write(file: h5py.File, recipe: Recipe, told: Progress) -> None:
-    """One array for all in one dimension, one group for each trajectory in two, as published."""
-    equation = recipe.equation
-    file.attrs["task"] = equation.name
-    for parameter, value in zip(equation.parameters, recipe.params, strict=True):
-        file.attrs[parameter.keys[0]] = value
-    axes = [axis.numpy().astype(np.float32) for axis in equation.centres(recipe.resolution)]
-    stamps = recipe.times.astype(np.float32)
-    if equation.dim == 1:
-        file["x-coordinate"], file["t-coordinate"] = axes[0], stamps
-        shape = (recipe.samples, recipe.frames, recipe.resolution)
-        tensor = file.create_dataset("tensor", shape, dtype=np.float32)
-        for first, frames in _trajectories(recipe, told):
-            tensor[first : first + len(frames)] = frames[:, :, 0]
-        return
-    for first, frames in _trajectories(recipe, told):
-        for index, trajectory in enumerate(frames, start=first):
-            group = file.create_group(f"{index:04d}")
+    def put(self, numbers: range, frames: np.ndarray) -> None:
+        """Write trajectories (number, time, channel, x, y)."""
+        for number, trajectory in zip(numbers, frames, strict=True):
+            group = self._file.create_group(f"{number:0{self._digits}d}")
             group["data"] = np.moveaxis(trajectory, 1, -1)
-            group["grid/x"], group["grid/y"], group["grid/t"] = axes[0], axes[1], stamps
-
-
-@contextlib.contextmanager
-def _replacing(out: Path, size: int, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary file beside `out` that takes its name when all went well, and is removed otherwise."""
-    if out.is_dir():
-        raise UsageError(f"{out} is a folder; name a file in it")
-    if out.exists() and not overwrite:
-        raise UsageError(f"{out} exists; choose another name, or overwrite it")
-    with _named_failures(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(out.parent).free
-        if size > free:
-            raise DataError(f"{out} needs {size / 1e9:.2g} GB, but {free / 1e9:.2g} GB are free; make fewer samples")
-        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent)
-        os.close(handle)
-    part = Path(name)
-    try:
-        yield part
-        with _named_failures(out):
-            part.chmod(0o644)  # a temporary file is its owner's alone
-            _sync(part)
-            part.replace(out)
-            _sync(out.parent)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def _named_failures(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(f"{out} cannot be written: {reason}; free some space or choose another folder") from error
+            for name, values in self._grid.items():
+                group[f"grid/{name}"] = values

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -67,6 +67,7 @@ class Parameter:
     optional: bool = False
 
 
+@runtime_checkable
 class Solver(Protocol):
     """A reference solver: batched, float64, on any device."""
 

@@ -54,7 +54,7 @@ def find_all_problems(workspace: Workspace) -> list[Problem]:
     try:
         dry_run(workspace)
     except UpsError as error:
-        return [Problem("model", "dry run", str(error), "see docs/settings.md for the setting it names")]
+        return [Problem("model", "dry run", str(error), "change the setting it names")]
     return []
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from ups.config.load import resolved
 from ups.config.schema import Settings, StageName
 from ups.errors import UsageError
-from ups.evaluation.report import write_report
 from ups.models.emulator import Emulator
 from ups.pipeline.checks import ChecksFailed, Problem, find_all_problems
 from ups.pipeline.judge import Row, evaluate_models, read_table
@@ -58,6 +57,8 @@ def run_pipeline(
     workspace.write_metadata(trained=True)
     report = workspace.run_dir / "report.html"
     if not workspace.records.done("report", key) or not report.is_file():
+        from ups.evaluation.report import write_report  # matplotlib and jinja2, which training does not wait for
+
         began = time.perf_counter()
         write_report(workspace.run_dir)
         workspace.records.finish("report", key, time.perf_counter() - began)

@@ -52,8 +52,13 @@ def march(
 
 
 def steps_for(interval: float, longest: Float[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-    """Number of equal steps, each at most ``longest``, rounded up to a power of two: samples fall into few groups."""
-    return torch.exp2(torch.ceil(torch.log2((interval / longest).clamp(min=1.0)))).long()
+    """Number of equal steps, each at most `longest`.
+
+    Rounded up to four numbers per octave (4, 5, 6, 7, 8, 10, ...), so that samples fall into few groups.
+    """
+    steps = torch.ceil(interval / longest).clamp(min=1.0)
+    unit = torch.exp2(torch.floor(torch.log2(steps)) - 2).clamp(min=1.0)
+    return (torch.ceil(steps / unit) * unit).long()
 
 
 def common_rows(params: Float[Tensor, "batch parameter"]) -> Float[Tensor, "rows parameter"]:
