@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -81,3 +84,13 @@ def test_clipping_is_that_of_torch_and_tells_the_norm_before(limit: float) -> No
     assert torch.equal(
         clip_gradients(list(ours.parameters()), None), nn.utils.get_total_norm([p.grad for p in ours.parameters()])
     )
+
+
+def test_building_an_optimizer_does_not_import_the_compiler() -> None:
+    code = (
+        "import sys, torch; from ups.config.learning import OptimizerSettings;"
+        "from ups.training.optim import build_optimizer;"
+        "build_optimizer(torch.nn.Linear(4, 4), OptimizerSettings()).zero_grad(); print('torch._dynamo' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert found.stdout.strip() == "False"

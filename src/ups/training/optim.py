@@ -23,6 +23,7 @@ def build_optimizer(module: nn.Module, settings: OptimizerSettings) -> Optimizer
     Raises:
         UpsError: no parameter of the module asks for gradients.
     """
+    _leave_compiler_alone()
     params = [p for p in module.parameters() if p.requires_grad]
     if not params:
         raise UpsError("nothing to train: every parameter of this stage is frozen; skip the stage with epochs: 0")
@@ -54,6 +55,18 @@ def _build(params: list[nn.Parameter], settings: OptimizerSettings) -> Optimizer
             return AdamW(groups, settings.lr, settings.betas, fused=fused)
         case "sgd":
             return SGD(groups, settings.lr, settings.momentum, fused=fused)
+
+
+def _leave_compiler_alone() -> None:
+    """Lets an optimizer be built without importing PyTorch's compiler, which takes longer than PyTorch itself.
+
+    PyTorch keeps some methods of `Optimizer` out of compiled graphs and imports the compiler on their first call, to
+    mark them so. The mark is an attribute of the plain method; nothing here is compiled, so the plain method is it.
+    """
+    for name in ("state_dict", "load_state_dict", "zero_grad", "add_param_group"):
+        plain = getattr(getattr(Optimizer, name), "__wrapped__", None)
+        if plain is not None and not hasattr(plain, "__dynamo_disable"):
+            setattr(plain, "__dynamo_disable", plain)
 
 
 def set_rate(optimizer: Optimizer, factor: float) -> None:
