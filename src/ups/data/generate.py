@@ -81,7 +81,7 @@ def generate(
                 _write(file, equation, values, samples, seed, points, np.linspace(0.0, end, steps), progress)
             os.replace(partial, out)
     except OSError as error:
-        raise UpsError(f"{out} cannot be written ({error}); choose a place with space that can be written to") from error
+        raise UpsError(f"{out} cannot be written ({error}); choose another place, or make space") from error
 
 
 def _check(fine: bool, message: str) -> None:
@@ -161,7 +161,7 @@ def _trajectories(
     u0 = torch.cat([equation.initial_condition(1, axes, params, stream) for stream in streams])
     frames = solve(equation, u0, params.expand(len(numbers), -1), times, progress=report)
     centres = slice(factor // 2, None, factor)
-    return frames[(..., *[centres] * equation.dim)]
+    return frames[:, :, :, centres] if equation.dim == 1 else frames[:, :, :, centres, centres]
 
 
 def _stream(seed: int, number: int) -> torch.Generator:

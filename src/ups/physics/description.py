@@ -90,7 +90,7 @@ class Solver(Protocol):
         """
 
     def refinement(self, resolution: int, params: tuple[float, ...]) -> int:
-        """How many times finer than `resolution` to compute, so that the error lies far below that of the output grid."""
+        """How many times finer than `resolution` to compute random states."""
 
 
 @dataclass(frozen=True, kw_only=True)

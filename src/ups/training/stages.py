@@ -23,6 +23,7 @@ from ups.training.losses import InverseCurriculum
 from ups.training.objectives import CodecObjective, OperatorObjective, OperatorTerms
 
 FIT_PAIRS = 8192  # pairs of frames the closed-form parts are fitted to, at most
+FIT_VALUES = 2**24  # grid values of those pairs' first frames, at most: what is fitted at once stays small in memory
 FIT_BATCH = 256
 
 BASELINE_OPTIMIZERS = {
@@ -116,7 +117,8 @@ def fit_pairs(train: TrajectorySet, rng: torch.Generator) -> Iterator[tuple[Tens
     firsts = [
         (trajectory, frame) for trajectory, length in enumerate(train.lengths.tolist()) for frame in range(length - 1)
     ]
-    chosen = torch.tensor(firsts)[torch.randperm(len(firsts), generator=rng)[:FIT_PAIRS]]
+    num = max(2, min(FIT_PAIRS, FIT_VALUES // (len(train.equation.fields) * math.prod(train.grid.shape))))
+    chosen = torch.tensor(firsts)[torch.randperm(len(firsts), generator=rng)[:num]]
     for part in chosen.split(FIT_BATCH):
         frames = train.gather(part[:, 0], part[:, 1], 2)
         yield frames[:, 0], frames[:, 1], train.params[part[:, 0]]

@@ -14,7 +14,7 @@ from ups.physics.description import Report
 Plan = Callable[[Tensor, Tensor, float], Tensor]
 Advance = Callable[[Tensor, Tensor, float, tuple[int, ...]], Tensor]
 
-_CHUNK_VALUES = 1 << 15  # values of a field advanced together: they stay in a processor's cache
+_CHUNK_VALUES = 1 << 16  # values of a field advanced together: they stay in a processor's cache
 
 
 def march(

@@ -66,7 +66,7 @@ def as_complex(modes: Float[Tensor, "*batch coefficients"]) -> Tensor:
     return torch.view_as_complex(modes.unflatten(-1, (-1, 2)))
 
 
-def resample_periodic(u: Float[Tensor, "*batch source"], points: int, dim: int = -1) -> Float[Tensor, "*batch target"]:
+def resample_periodic(u: Float[Tensor, "..."], points: int, dim: int = -1) -> Float[Tensor, "..."]:
     """Evaluate the trigonometric interpolant of ``u`` at the centres of ``points`` cells over the same period.
 
     Fewer points than modes cut the highest modes off; the mean is kept exactly. The centres of coarse and fine cells
@@ -88,7 +88,7 @@ def resample_periodic(u: Float[Tensor, "*batch source"], points: int, dim: int =
     return values.movedim(-1, dim)
 
 
-def resample_linear(u: Float[Tensor, "*batch source"], points: int, dim: int = -1) -> Float[Tensor, "*batch target"]:
+def resample_linear(u: Float[Tensor, "..."], points: int, dim: int = -1) -> Float[Tensor, "..."]:
     """Interpolate linearly between cell centres along ``dim``; beyond the outermost centre the value is constant.
 
     Where the target is coarser by a whole factor the cells are averaged instead, so that no scale is skipped.

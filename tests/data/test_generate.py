@@ -1,0 +1,133 @@
+"""Generated files: the published layout, reproducible trajectories, no partial file, and clear refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from ups.data.generate import generate
+from ups.data.pdebench import open_trajectories
+from ups.errors import UpsError, UsageError
+from ups.physics.equations import EQUATIONS, get_equation
+from ups.runtime import SilentProgress
+
+SMALL = {"resolution": 16, "frames": 3, "time": 0.1}
+
+
+class Interrupted(SilentProgress):
+    """A user who presses Ctrl-C once the work has begun."""
+
+    def update(self, done: float, note: str = "") -> None:
+        raise KeyboardInterrupt
+
+
+def make(folder: Path, name: str, samples: int = 3, seed: int = 1, **params: float) -> Path:
+    path = folder / f"{name}_{samples}_{seed}.hdf5"
+    generate(name, path, samples, seed, params, resolution=16, frames=3, time=0.1)
+    return path
+
+
+@pytest.mark.parametrize("name", [name for name, equation in EQUATIONS.items() if equation.has_solver])
+def test_what_is_written_is_read_back_as_that_task(tmp_path: Path, name: str) -> None:
+    equation = get_equation(name)
+    with open_trajectories(make(tmp_path, name)) as file:
+        assert file.task == name
+        assert file.read([0, 1, 2]).shape == (3, 3, len(equation.fields), *[16] * equation.dim)
+        np.testing.assert_allclose(file.times, [0, 0.05, 0.1], atol=1e-7)
+        np.testing.assert_allclose(file.params, [[p.default for p in equation.parameters]] * 3)
+        for axis, expected in zip(file.grid.axes, equation.centres(16), strict=True):
+            np.testing.assert_allclose(axis, expected.numpy(), atol=1e-6)
+
+
+def test_one_dimensional_files_are_one_array_with_coordinates_and_attributes(tmp_path: Path) -> None:
+    with h5py.File(make(tmp_path, "reaction_diffusion1d", nu=2.0)) as file:
+        assert file["tensor"].shape == (3, 3, 16)
+        assert file["tensor"].dtype == np.float32
+        assert {"x-coordinate", "t-coordinate"} < set(file)
+        assert (file.attrs["Nu"], file.attrs["Rho"]) == (2.0, 1.0)
+
+
+def test_two_dimensional_files_have_a_group_per_trajectory(tmp_path: Path) -> None:
+    with h5py.File(make(tmp_path, "reaction_diffusion2d")) as file:
+        assert list(file) == ["0000", "0001", "0002"]
+        assert file["0002/data"].shape == (3, 16, 16, 2)
+        assert set(file["0000/grid"]) == {"x", "y", "t"}
+
+
+@pytest.mark.parametrize("name", ["burgers1d", "reaction_diffusion2d"])
+def test_a_trajectory_depends_on_seed_and_number_alone(tmp_path: Path, name: str) -> None:
+    torch.set_num_threads(1)
+    with (
+        open_trajectories(make(tmp_path, name, samples=2)) as few,
+        open_trajectories(make(tmp_path, name, samples=4)) as many,
+        open_trajectories(make(tmp_path, name, samples=2, seed=2)) as other,
+    ):
+        np.testing.assert_allclose(few.read([0, 1]), many.read([0, 1]), atol=1e-6)
+        assert np.abs(few.read([0]) - few.read([1])).max() > 0.1
+        assert np.abs(few.read([0]) - other.read([0])).max() > 0.1
+
+
+def test_advection_is_its_initial_function_moved(tmp_path: Path) -> None:
+    """At beta = 1.25 a time of 0.05 moves by one cell of sixteen."""
+    with open_trajectories(make(tmp_path, "advection1d", beta=1.25)) as file:
+        u = file.read([0, 1, 2])[:, :, 0]
+    np.testing.assert_allclose(u[:, 1], np.roll(u[:, 0], 1, axis=-1), atol=1e-6)
+    np.testing.assert_allclose(u[:, 2], np.roll(u[:, 0], 2, axis=-1), atol=1e-6)
+
+
+def test_burgers_is_solved_finer_than_it_is_written(tmp_path: Path) -> None:
+    """Files of 32 and of 96 cells agree at the centres they share: the error is that of the solver's finer grid."""
+    found = []
+    for resolution in (32, 96):
+        path = tmp_path / f"{resolution}.hdf5"
+        generate("burgers1d", path, 4, 1, {"nu": 0.1}, resolution=resolution, frames=3, time=0.3)
+        with open_trajectories(path) as file:
+            found.append(file.read([0, 1, 2, 3])[:, :, 0])
+    coarse, fine = found[0], found[1].reshape(4, 3, 32, 3)
+    assert np.linalg.norm(coarse - fine[..., 1]) < 0.01 * np.linalg.norm(coarse)
+
+
+def test_interrupted_work_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        generate("burgers1d", tmp_path / "some.hdf5", 2, 0, {}, **SMALL, progress=Interrupted())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_file_is_kept_unless_it_may_be_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "some.hdf5"
+    path.write_text("precious")
+    with pytest.raises(UsageError, match="exists"):
+        generate("burgers1d", path, 2, 0, {}, **SMALL)
+    assert path.read_text() == "precious"
+    generate("burgers1d", path, 2, 0, {}, **SMALL, overwrite=True)
+    assert h5py.is_hdf5(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("burger1d", {}, "did you mean burgers1d"),
+        ("burgers1d", {"params": {"mu": 0.1}}, "did you mean nu"),
+        ("burgers1d", {"params": {"nu": -0.1}}, "nu is -0.1"),
+        ("burgers1d", {"samples": 0}, "samples is 0"),
+        ("burgers1d", {"resolution": 2}, "resolution is 2"),
+        ("burgers1d", {"frames": 1}, "frames is 1"),
+        ("burgers1d", {"time": -1.0}, "time is -1"),
+        ("shallow_water2d", {}, "no reference solver yet"),
+    ],
+)
+def test_refusals_say_what_is_wrong(tmp_path: Path, name: str, arguments: dict[str, object], message: str) -> None:
+    given = {"samples": 2, "seed": 0, "params": {}, **SMALL, **arguments}
+    with pytest.raises(UpsError, match=message):
+        generate(name, tmp_path / "some.hdf5", **given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UpsError, match="cannot be written"):
+        generate("burgers1d", tmp_path / "file" / "some.hdf5", 2, 0, {}, **SMALL)

@@ -1,0 +1,67 @@
+"""Transforms: they invert, they diagonalise the Laplacian, and resampling is exact where it can be."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ups.physics.differences import laplacian_no_flow
+from ups.physics.solvers.transforms import Cosine, Fourier, resample_linear, resample_periodic
+
+CPU = torch.device("cpu")
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def wave(points: int) -> torch.Tensor:
+    """A band-limited function with no symmetry, at the centres of cells of the unit period."""
+    x = (torch.arange(points, dtype=torch.float64) + 0.5) / points
+    return 0.3 + torch.sin(2 * math.pi * x + 0.4) + 0.5 * torch.cos(6 * math.pi * x + 1.1)
+
+
+@pytest.mark.parametrize("points", [16, 17])
+def test_fourier_inverts_and_differentiates_twice(points: int) -> None:
+    fourier = Fourier(points, 2.5, CPU)
+    u = noise(3, points)
+    torch.testing.assert_close(fourier.inverse(fourier.forward(u)), u)
+    x = 2.5 * (torch.arange(points, dtype=torch.float64) + 0.5) / points
+    k = 2 * math.pi * 3 / 2.5
+    mode = torch.sin(k * x + 0.2)
+    torch.testing.assert_close(fourier.inverse(fourier.laplacian * fourier.forward(mode)), -(k**2) * mode)
+
+
+def test_cosines_are_orthonormal_and_diagonalise_the_laplacian_between_walls() -> None:
+    shape, lengths = (12, 9), (2.0, 3.0)
+    cosine, u = Cosine(shape, lengths, CPU), noise(2, *shape)
+    modes = cosine.forward(u)
+    torch.testing.assert_close(modes.square().sum(), u.square().sum())
+    torch.testing.assert_close(cosine.inverse(modes), u)
+    spacing = (lengths[0] / shape[0], lengths[1] / shape[1])
+    torch.testing.assert_close(cosine.inverse(cosine.laplacian * modes), laplacian_no_flow(u, spacing))
+
+
+@pytest.mark.parametrize(("source", "target"), [(16, 48), (48, 16), (16, 25), (25, 16), (8, 8)])
+def test_periodic_resampling_is_exact_for_what_both_grids_resolve(source: int, target: int) -> None:
+    torch.testing.assert_close(resample_periodic(wave(source), target), wave(target))
+
+
+def test_periodic_resampling_works_along_any_axis_and_keeps_the_mean() -> None:
+    u = noise(3, 20, 2)
+    coarse = resample_periodic(u, 7, dim=1)
+    assert coarse.shape == (3, 7, 2)
+    torch.testing.assert_close(coarse.mean(dim=1), u.mean(dim=1))
+
+
+@pytest.mark.parametrize("target", [40, 10, 5, 13])
+def test_linear_resampling_is_exact_for_straight_lines_away_from_the_walls(target: int) -> None:
+    def line(points: int) -> torch.Tensor:
+        return 2 + 3 * (torch.arange(points, dtype=torch.float64) + 0.5) / points
+
+    found = resample_linear(line(20), target)
+    inside = (line(target) >= line(20)[0]) & (line(target) <= line(20)[-1])
+    torch.testing.assert_close(found[inside], line(target)[inside])
+    assert bool(((found >= line(20)[0]) & (found <= line(20)[-1])).all())
