@@ -39,7 +39,7 @@ FRAMES = torch.randn(BATCH, 2, 1, CELLS, generator=torch.Generator().manual_seed
 class Loader:
     """The same batch for ever: what data costs is measured elsewhere."""
 
-    epoch = 0
+    epoch, epochs = 0, 0.0
     steps_per_epoch = 1000
 
     def set_horizon(self, horizon: int) -> None: ...

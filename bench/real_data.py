@@ -39,7 +39,7 @@ def collect(folder: Path) -> dict[str, Any]:
     scores = json.loads((folder / "evaluation" / "full.json").read_text())
     steps = json.loads((folder / "steps.json").read_text())
     trained = {
-        name.removeprefix("baseline-"): {
+        name.removeprefix("baselines-"): {
             key: record[key] for key in ("steps", "training_seconds", "parameters", "best_valid")
         }
         for name, record in steps.items()
@@ -67,6 +67,27 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def write(found: dict[str, dict[str, Any]], seconds: float) -> None:
+    """Prints the table and one JSON line, and writes both."""
+    rows = [row for one in found.values() for row in one["table"]]
+    lines = ["| " + " | ".join(COLUMNS) + " |", "| --- | --- |" + " ---: |" * (len(COLUMNS) - 2)]
+    lines += ["| " + " | ".join(row[column] for column in COLUMNS) + " |" for row in rows]
+    print("\n".join(lines))
+    result = {"bench": "real_data", "cpu_seconds": seconds, "threads": 1, "tasks": found}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "real_data.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "real_data.md").write_text(
+        f"# Real data, {seconds:g} CPU seconds of training each, one thread\n\n" + "\n".join(lines) + "\n"
+    )
+    ratios = {
+        task: {
+            name: scores["nrmse"] / one["scores"][task]["ups"]["nrmse"] for name, scores in one["scores"][task].items()
+        }
+        for task, one in found.items()
+    }
+    print(json.dumps({"bench": "real_data", "nrmse_over_ups": ratios}))
+
+
 def main() -> None:
     """Runs, prints the table and one JSON line, and writes both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,23 +103,7 @@ def main() -> None:
         settings = load_settings(CONFIGS / f"{task}.yaml", overrides)
         outcome = run_pipeline(settings, progress=LineProgress(say, every=60.0))
         found[task] = collect(outcome.run_dir)
-    rows = [row for one in found.values() for row in one["table"]]
-    lines = ["| " + " | ".join(COLUMNS) + " |", "| --- | --- |" + " ---: |" * (len(COLUMNS) - 2)]
-    lines += ["| " + " | ".join(row[column] for column in COLUMNS) + " |" for row in rows]
-    print("\n".join(lines))
-    result = {"bench": "real_data", "cpu_seconds": arguments.seconds, "threads": 1, "tasks": found}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "real_data.json").write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / "real_data.md").write_text(
-        f"# Real data, {arguments.seconds:g} CPU seconds of training each, one thread\n\n" + "\n".join(lines) + "\n"
-    )
-    ratios = {
-        task: {
-            name: scores["nrmse"] / one["scores"][task]["ups"]["nrmse"] for name, scores in one["scores"][task].items()
-        }
-        for task, one in found.items()
-    }
-    print(json.dumps({"bench": "real_data", "nrmse_over_ups": ratios}))
+    write(found, arguments.seconds)
 
 
 if __name__ == "__main__":

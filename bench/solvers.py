@@ -2,8 +2,9 @@
 
     python bench/solvers.py [--samples 20] [--repeats 5] [--out bench/results]
 
-Orders and differences are on smooth problems. Times are of random states at the size `ups data make` writes, solved at the
-resolution it solves at, on one thread: the median over the repeats, taken in turn. Writes solvers.md and solvers.json.
+Orders and differences are on smooth problems. Times are CPU seconds on one thread, of random states at the size that
+`ups data make` writes and the resolution it solves at: the median over the repeats, taken in turn. Writes solvers.md
+and solvers.json.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ups.physics.solvers import solve, solver_of
 from ups.physics.solvers.burgers import BurgersSolver
 from ups.physics.solvers.reaction_diffusion import FisherSolver, FitzHughNagumoSolver
 
-COLUMNS = ("solver", "order in", "expected", "observed", "rel. difference from exponax", "ms per trajectory")
+COLUMNS = ("solver", "order in", "expected", "observed", "rel. difference from exponax", "CPU ms per trajectory")
 
 
 def centres(points: int) -> Tensor:
@@ -122,7 +123,7 @@ def from_exponax(name: str) -> float:
 
 
 def seconds_per_trajectory(names: list[str], samples: int, repeats: int) -> dict[str, float]:
-    """Median wall time for the size that is made by default, the solvers in turn."""
+    """Median CPU time for the size that is made by default, the solvers in turn."""
     found: dict[str, list[float]] = {name: [] for name in names}
     for _, name in itertools.product(range(repeats), names):
         equation = get_equation(name)
@@ -131,9 +132,9 @@ def seconds_per_trajectory(names: list[str], samples: int, repeats: int) -> dict
         cells = equation.make_resolution * solver_of(equation).refinement(equation.make_resolution, defaults)
         assert equation.initial_condition is not None
         u0 = equation.initial_condition(samples, equation.centres(cells), params, torch.Generator().manual_seed(0))
-        start = time.perf_counter()
+        start = time.process_time()
         solve(equation, u0, params.expand(samples, -1), np.linspace(0, equation.time, equation.make_frames))
-        found[name].append((time.perf_counter() - start) / samples)
+        found[name].append((time.process_time() - start) / samples)
     return {name: median(times) for name, times in found.items()}
 
 

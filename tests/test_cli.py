@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -14,12 +15,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
+from tests.layouts import write_task
 
 import ups
 from ups.cli import main
 from ups.config import load_settings
-from ups.errors import CheckpointError, DataError, UpsError
+from ups.errors import CheckpointError, DataError, UpsError, UsageError
 
 COMMANDS = ["run", "train", "evaluate", "check", "rollout", "report", "data"]
 
@@ -39,7 +43,7 @@ Ups = Callable[..., Outcome]
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Ups]:
     """Runs the command line in this process."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def call(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["ups", *map(str, arguments)])
@@ -50,7 +54,8 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return Outcome(0 if code is None else int(code), printed.out, printed.err)
 
     yield call
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -179,20 +184,42 @@ class Problem:
     what: str
     remedy: str
 
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}; {self.remedy}"
+
 
 def test_check_lists_every_problem_and_exits_1(cli: Ups, config: Path, stand_in: Any) -> None:
     found = [Problem("data", "a.h5", "has NaN", "remove it"), Problem("folder", "runs", "is full", "free space")]
     stand_in("ups.pipeline.run", "check_pipeline", found)
     done = cli("check", config)
     assert done.code == 1
-    assert cells(done.out) == [
-        ["kind", "where", "what", "remedy"],
-        ["data", "a.h5", "has NaN", "remove it"],
-        ["folder", "runs", "is full", "free space"],
-        ["2 problems found"],
-    ]
+    assert done.out.splitlines() == ["a.h5: has NaN; remove it", "runs: is full; free space", "2 problems found"]
     listed = cli("check", config, "--json")
     assert (listed.code, json.loads(listed.out)) == (1, [vars(problem) for problem in found])
+
+
+def test_check_does_not_list_the_same_fault_twenty_times(cli: Ups, config: Path, stand_in: Any) -> None:
+    found = [Problem("data", "a.h5", f"{n} values are NaN (trajectory {n})", "remove it") for n in range(1, 13)]
+    stand_in("ups.pipeline.run", "check_pipeline", [*found, Problem("data", "b.h5", "1 values are NaN (group 1)", "x")])
+    lines = cli("check", config).out.splitlines()
+    assert lines[:5] == [str(problem) for problem in found[:5]]
+    assert lines[5:] == ["... and 7 more like it", "b.h5: 1 values are NaN (group 1); x", "13 problems found"]
+
+
+@pytest.mark.parametrize("override", ["training.batch_sise=3", "task=burger1d"])
+def test_check_says_wrong_settings_as_json_too(cli: Ups, config: Path, stand_in: Any, override: str) -> None:
+    stand_in("ups.pipeline.run", "check_pipeline", UsageError("no equation is called 'burger1d'"))
+    done = cli("check", config, override, "--json")
+    (problem,) = json.loads(done.out)
+    assert (done.code, done.err, problem["kind"], problem["where"]) == (2, "", "settings", str(config))
+    assert problem["what"] in cli("check", config, override).err
+
+
+def test_help_names_the_steps_that_can_be_forced(cli: Ups) -> None:
+    from ups.pipeline.run import STEPS
+
+    shown = cli("run", "--help").out
+    assert all(step in shown.partition("--force")[2] for step in STEPS)
 
 
 def test_check_without_problems_exits_0(cli: Ups, config: Path, stand_in: Any) -> None:
@@ -240,6 +267,40 @@ def test_data_make_passes_parameters_and_keeps_what_exists(cli: Ups, stand_in: A
         assert cli(*make, "--overwrite", pair).code == 2
     assert "twice" in cli(*make, "--overwrite", "nu=1", "nu=2").err
     assert len(calls) == 2
+    assert "is a folder" in cli(*make, "--overwrite", "--out", tmp_path).err
+    assert cli(*make, "--overwrite", "--seed", 2**63).code == 2
+    assert len(calls) == 2
+    assert cli(*make, "--overwrite", "--seed", 2**63 - 1).code == 0
+
+
+def test_inspect_is_written_for_a_person(cli: Ups, tmp_path: Path) -> None:
+    path = write_task(tmp_path / "a.h5", "burgers1d", Nu=np.linspace(0.01, 0.02, 6))
+    with h5py.File(path, "r+") as file:
+        file["tensor"][2, 0, 0] = np.nan
+        low, high = np.nanmin(file["tensor"][:]), np.nanmax(file["tensor"][:])
+    shown = cli("data", "inspect", path)
+    lines = [line.strip() for line in shown.out.splitlines()]
+    assert shown.code == 1
+    assert "nu: 0.01 to 0.02 (6 values)" in lines
+    assert "tensor: 6 x 11 x 32" in lines
+    assert any(line.startswith(f"u: {low:.4g} to {high:.4g}, mean ") and line.endswith(", 1 NaN") for line in lines)
+    assert f"{path}: 1 values are NaN or Inf (trajectory 2, field u, first in frame 0); " in shown.out
+    assert "DataProblem" not in shown.out
+    assert not [line for line in lines if line.endswith(("()", ",)"))]
+
+
+@pytest.mark.parametrize(("task", "attributes"), [("burgers1d", {"Nu": None}), ("cfd1d", {})])
+def test_inspect_says_why_a_file_cannot_be_trained_on(cli: Ups, tmp_path: Path, task: str, attributes: Any) -> None:
+    shown = cli("data", "inspect", write_task(tmp_path / "a.h5", task, resolution=8, **attributes))
+    assert shown.code == 1
+    assert "cannot be trained on: " in shown.out
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["rollout", "in.h5", "--steps", "1", "--out", "o.h5"], ["report"]])
+def test_a_folder_that_is_no_run_is_wrong_usage(cli: Ups, tmp_path: Path, command: list[str]) -> None:
+    done = cli(command[0], tmp_path / "none", *command[1:])
+    assert (done.code, done.out) == (2, "")
+    assert str(tmp_path / "none") in done.err
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -284,29 +345,55 @@ def test_wrong_settings_exit_2(cli: Ups, config: Path) -> None:
     assert "did you mean training.batch_size?" in done.err
 
 
-def test_sigterm_exits_143_after_cleaning_up(config: Path, tmp_path: Path) -> None:
+STAND_IN = """
+import sys, time
+from types import SimpleNamespace
+def work(*arguments, **keywords):
+    try:
+        print('ready', flush=True)
+        time.sleep(60)
+    finally:
+        print('cleaned', flush=True)
+        FINALLY
+sys.modules['ups.pipeline.run'] = SimpleNamespace(run_pipeline=work)
+sys.modules['ups.evaluation.report'] = SimpleNamespace(write_report=work)
+from ups.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("command", ["run", "report"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("finally_", ["pass", "raise ImportError('cut short')"])
+def test_a_signal_ends_a_command_in_one_line_after_cleaning_up(
+    config: Path, tmp_path: Path, command: str, number: signal.Signals, finally_: str
+) -> None:
     script = tmp_path / "stand_in.py"
-    script.write_text(
-        "import sys, time\n"
-        "from types import SimpleNamespace\n"
-        "def run_pipeline(settings, **keywords):\n"
-        "    try:\n"
-        "        print('ready', flush=True)\n"
-        "        time.sleep(60)\n"
-        "    finally:\n"
-        "        print('cleaned', flush=True)\n"
-        "sys.modules['ups.pipeline.run'] = SimpleNamespace(run_pipeline=run_pipeline)\n"
-        "from ups.cli import main\n"
-        "main()\n",
-        encoding="utf-8",
-    )
+    script.write_text(STAND_IN.replace("FINALLY", finally_), encoding="utf-8")
     with subprocess.Popen(
-        [sys.executable, str(script), "run", str(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, str(script), command, str(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         began = time.monotonic()
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (143, "cleaned\n", "")
+    said = "interrupted, run again to continue\n" if command == "run" else "interrupted\n"
+    assert (process.returncode, out, err) == (128 + number, "cleaned\n", said)
     assert time.monotonic() - began < 30
+
+
+def test_ctrl_c_during_the_first_import_leaves_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import time; print('ready', flush=True); time.sleep(60)", encoding="utf-8")
+    with subprocess.Popen(
+        [sys.executable, "-m", "ups", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (-signal.SIGINT, "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ups.terminal import LineProgress, RichProgress, table, tree
+from ups.terminal import LineProgress, RichProgress, grouped, table, tree
 
 
 @pytest.fixture
@@ -79,12 +79,12 @@ def test_a_row_in_a_pipe_is_one_line() -> None:
 
 
 def test_a_tree_shows_nested_values() -> None:
-    values = {"path": "a.h5", "shapes": {"u": (2, 3)}, "ranges": ({"field": "u", "low": 0.0},), "problems": ()}
-    assert tree(values) == [
-        "path: a.h5",
-        "shapes:",
-        "  u: (2, 3)",
-        "ranges:",
-        "  field u, low 0.0",
-        "problems: ()",
-    ]
+    values = {"path": "a.h5", "shapes": {"u": "2 x 3"}, "problems": ["one", "two"]}
+    assert tree(values) == ["path: a.h5", "shapes:", "  u: 2 x 3", "problems:", "  one", "  two"]
+
+
+def test_what_is_alike_in_one_file_is_counted() -> None:
+    alike = [("a", f"{n}.5 values (trajectory {n})", f"a {n}") for n in range(9)]
+    other = [("b", "1 values", "b"), ("a", "no values", "a other")]
+    assert grouped([*alike, *other], most=2) == ["a 0", "a 1", "... and 7 more like it", "b", "a other"]
+    assert grouped(alike, most=9) == [line for _, _, line in alike]

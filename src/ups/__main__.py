@@ -1,8 +1,17 @@
-"""`python -m ups`, which is how torchrun starts the command line."""
+"""`python -m ups`, which is how torchrun starts the command line; `main` is what the command `ups` should call."""
 
 from __future__ import annotations
 
-from ups.cli import main
+import signal
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C before it is imported ends the process without a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from ups.cli import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -14,21 +14,25 @@ from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from ups import __version__
-from ups.errors import UpsError, UsageError
-from ups.terminal import LineProgress, RichProgress, table, tree
+from ups.errors import SettingsError, UpsError, UsageError
+from ups.terminal import LineProgress, RichProgress, grouped, table, tree
 
 if TYPE_CHECKING:
     from ups.config import Settings, StageName
     from ups.pipeline.run import RunOutcome
     from ups.runtime import Progress
 
-INTERRUPTED = 130
-TERMINATED = 143
+CONTINUING = ("run", "train")
+LARGEST_SEED = 2**63 - 1
+STEPS_HELP = (
+    "Do a step again, and all that come after it; may be repeated. "
+    "The steps are data, check, codec, operator, baselines, evaluate and report."
+)
 
 app = typer.Typer(
     name="ups",
@@ -146,7 +150,7 @@ def _show(outcome: RunOutcome) -> None:
 def run(
     config: Config,
     overrides: Overrides = None,
-    force: Annotated[list[str] | None, typer.Option(metavar="STEP", help="Do a step again; may be repeated.")] = None,
+    force: Annotated[list[str] | None, typer.Option(metavar="STEP", help=STEPS_HELP)] = None,
     skip_checks: Annotated[bool, typer.Option("--skip-checks", help="Do not check first.")] = False,
 ) -> None:
     """Check, train, evaluate and report. Running again does only what is missing; the last line is the run's folder."""
@@ -197,18 +201,26 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the problems as JSON.")] = False,
 ) -> None:
     """Check settings, data and a dry run; list every problem."""
-    settings = _settings(config, overrides)
-    from ups.pipeline.run import check_pipeline
+    try:
+        settings = _settings(config, overrides)
+        from ups.pipeline.run import check_pipeline
 
-    with _telling() as progress:
-        problems = check_pipeline(settings, progress=progress)
-    rows = [dataclasses.asdict(problem) for problem in problems]
+        with _telling() as progress:
+            problems = check_pipeline(settings, progress=progress)
+    except (SettingsError, UsageError) as error:
+        if not as_json:
+            raise
+        wrong = {"kind": "settings", "where": str(config), "remedy": "correct the settings"}
+        whats = [line.strip() for line in str(error).splitlines() if line.startswith("  ")] or [str(error)]
+        typer.echo(json.dumps([{**wrong, "what": what} for what in whats], indent=2))
+        raise typer.Exit(error.exit_code) from error
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        typer.echo(json.dumps([dataclasses.asdict(problem) for problem in problems], indent=2))
     else:
-        _print_lines(table(rows))
-        typer.echo(f"{len(rows)} problem{'s' if len(rows) != 1 else ''} found" if rows else "no problems found")
-    raise typer.Exit(1 if rows else 0)
+        _print_lines(grouped([(problem.where, problem.what, str(problem)) for problem in problems]))
+        num = len(problems)
+        typer.echo(f"{num} problem{'s' if num != 1 else ''} found" if num else "no problems found")
+    raise typer.Exit(1 if problems else 0)
 
 
 @app.command()
@@ -243,7 +255,7 @@ def data_make(
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="HDF5 file to write.")],
     samples: Annotated[int, typer.Option(min=1, help="Trajectories.")],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial conditions.")],
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the initial conditions.")],
     params: Annotated[
         list[str] | None, typer.Argument(metavar="PARAM=VALUE", help="PDE parameters, such as nu=0.01.")
     ] = None,
@@ -254,6 +266,8 @@ def data_make(
 ) -> None:
     """Make a file in PDEBench's layout with the reference solver."""
     values = _parameters(params or ())
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder; name the file to write")
     if out.exists() and not overwrite:
         raise UsageError(f"{out} exists; give --overwrite to replace it, or another name to --out")
     from ups.data.generate import generate
@@ -283,31 +297,53 @@ def data_inspect(
 
     Layout, fields, shapes, ranges, NaNs, parameters, content hash, and what makes it unfit for training.
     """
-    from ups.data.inspect import inspect_file
+    from ups.data.inspect import inspect_file, readable
 
     summary = inspect_file(file)
-    values = dataclasses.asdict(summary)
     if as_json:
-        typer.echo(json.dumps(values, indent=2, default=str))
+        typer.echo(json.dumps(dataclasses.asdict(summary), indent=2, default=str))
     else:
-        _print_lines(tree(values))
+        _print_lines(tree(readable(summary)))
     raise typer.Exit(1 if summary.problems else 0)
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(TERMINATED)
-
-
 def main() -> None:
-    """Run the command line. An error that the user can mend is one message; its code is the exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """Run the command line. An error that the user can mend is one message; its code is the exit code.
+
+    Whatever surfaces after SIGINT or SIGTERM is its consequence: an import that is cut short can raise anything.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
         app(prog_name="ups")
     except UpsError as error:
-        stopped = error.exit_code in (INTERRUPTED, TERMINATED)
+        stopped = error.exit_code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+        if received and not stopped:
+            _stopped(received[0])
         typer.echo(f"{error}" if stopped else f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except SystemExit as stop:
-        if stop.code == INTERRUPTED:
-            typer.echo("interrupted, run again to continue", err=True)
+    except SystemExit as end:
+        if end.code == 128 + signal.SIGINT and not received:
+            received.append(signal.SIGINT)
+        if received and end.code:
+            _stopped(received[0])
         raise
+    except BaseException:
+        if received:
+            _stopped(received[0])
+        raise
+
+
+def _stopped(number: int) -> NoReturn:
+    """Say that a signal ended the command, and exit as a shell expects."""
+    for further in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(further, signal.SIG_IGN)
+    continues = sys.argv[1:2] and sys.argv[1] in CONTINUING
+    typer.echo("interrupted, run again to continue" if continues else "interrupted", err=True)
+    sys.exit(128 + number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -109,15 +110,32 @@ def table(rows: Sequence[Mapping[str, str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
+def grouped(problems: Sequence[tuple[str, str, str]], most: int = 5) -> list[str]:
+    """The lines of problems, of which those alike in one file are counted from the sixth on.
+
+    Args:
+        problems: (file, what is wrong, line) of each; numbers and places in brackets do not make two unlike.
+        most: lines of a kind.
+    """
+    alike: dict[tuple[str, str], list[str]] = {}
+    for file, what, line in problems:
+        alike.setdefault((file, re.sub(r"\([^)]*\)|[-+.\d]+", "", what)), []).append(line)
+    lines = []
+    for of_a_kind in alike.values():
+        lines += of_a_kind[:most]
+        if len(of_a_kind) > most:
+            lines.append(f"... and {len(of_a_kind) - most} more like it")
+    return lines
+
+
 def tree(values: Mapping[str, Any], indent: str = "") -> list[str]:
-    """The lines of nested values, one value per line."""
+    """The lines of nested values, one value per line; a list is one line for each of its items."""
     lines = []
     for name, value in values.items():
         if isinstance(value, Mapping):
             lines += [f"{indent}{name}:", *tree(value, f"{indent}  ")]
-        elif isinstance(value, tuple | list) and any(isinstance(item, Mapping) for item in value):
-            lines.append(f"{indent}{name}:")
-            lines += [f"{indent}  " + ", ".join(f"{key} {inner}" for key, inner in item.items()) for item in value]
+        elif isinstance(value, tuple | list):
+            lines += [f"{indent}{name}:", *(f"{indent}  {item}" for item in value)]
         else:
             lines.append(f"{indent}{name}: {value}")
     return lines

@@ -14,7 +14,7 @@ from ups.config.data import DataSettings, SplitSettings
 from ups.data.pdebench import open_trajectories
 from ups.data.split import load_splits
 from ups.data.validate import find_data_problems, find_problems
-from ups.errors import DataError
+from ups.errors import DataError, UsageError
 
 
 def rewrite(file: h5py.File, name: str, values: np.ndarray) -> None:
@@ -138,8 +138,8 @@ def test_a_truncated_file(tmp_path: Path, task: str, kept: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
     (problem,) = find_problems(path, task)
-    assert "truncated or damaged" in problem.what
-    with pytest.raises(DataError, match="truncated or damaged"):
+    assert problem.what == "is truncated"
+    with pytest.raises(DataError, match="is truncated"):
         open_trajectories(path, task)
 
 
@@ -184,6 +184,15 @@ def refused(data: DataSettings) -> str:
     return str(raised.value) + "\n" + "\n".join(map(str, problems))
 
 
+def test_an_equation_that_does_not_exist_is_named_with_the_nearest(tmp_path: Path) -> None:
+    write_task(tmp_path / "a.h5", "burgers1d")
+    for files in (("a.h5",), None):
+        data = DataSettings(task=("burger1d",), root=str(tmp_path), files=files)
+        for look in (find_data_problems, load_splits):
+            with pytest.raises(UsageError, match="did you mean burgers1d"):
+                look(data)
+
+
 def test_files_of_one_task_must_fit_together(tmp_path: Path) -> None:
     write_task(tmp_path / "a.h5", "burgers1d")
     write_task(tmp_path / "b.h5", "burgers1d", resolution=16, seed=1)
@@ -198,7 +207,8 @@ def test_what_cannot_be_thinned_or_cut(tmp_path: Path) -> None:
     assert "cannot be thinned to 12 points" in refused(settings(tmp_path, "a.h5", resolution=12))
     assert "has 1 frame(s) at data.time_stride 11" in refused(settings(tmp_path, "a.h5", time_stride=11))
     assert "data.context needs 12" in refused(settings(tmp_path, "a.h5", context=11))
-    assert "2 distinct trajectories are too few" in refused(settings(tmp_path, "a.h5", max_samples=2))
+    too_few = refused(settings(tmp_path, "a.h5", max_samples=2))
+    assert "2 distinct trajectories are too few to give each split one; make more trajectories, or name" in too_few
 
 
 def test_the_same_trajectory_in_two_named_files(tmp_path: Path) -> None:

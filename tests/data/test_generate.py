@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -97,6 +102,58 @@ def test_interrupted_work_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_process_left_is_removed_and_what_is_alive_is_kept(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys; from pathlib import Path; from ups.data.generate import generate\n"
+        "from ups.runtime import SilentProgress\n"
+        "class Killed(SilentProgress):\n"
+        "    def update(self, done, note=''): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "generate('burgers1d', Path(sys.argv[1]), 2, 0, {}, resolution=16, frames=3, time=0.1, progress=Killed())"
+    )
+    path = tmp_path / "some.hdf5"
+    subprocess.run([sys.executable, "-c", script, path], check=False, timeout=120)
+    assert [left.name.startswith(".some-") for left in tmp_path.iterdir()] == [True]
+    for name, content in ((".some-of_mine1", "notes.txt"), (".some-abcd1234", "some.hdf5")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / content).touch()
+    handle = os.open(tmp_path / ".some-abcd1234", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    generate("burgers1d", path, 2, 0, {}, **SMALL)
+    os.close(handle)
+    assert {left.name for left in tmp_path.iterdir()} == {"some.hdf5", ".some-of_mine1", ".some-abcd1234"}
+
+
+def test_a_file_that_does_not_fit_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ups.data.generate.shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
+    with pytest.raises(UpsError, match=r"it needs [\d,.]+ MiB and 1\.0 MiB are free"):
+        generate("burgers1d", tmp_path / "some.hdf5", 1000, 0, {}, **SMALL, progress=Interrupted())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["burgers1d", "reaction_diffusion2d"])
+def test_a_disk_that_becomes_full_is_one_message(tmp_path: Path, name: str) -> None:
+    """The open file is put on /dev/full; the process must still end in order, which HDF5 does not by itself."""
+    script = (
+        "import os, sys; from pathlib import Path; import h5py; from ups.data.generate import generate\n"
+        "from ups.errors import UpsError; from ups.runtime import SilentProgress\n"
+        "class Full(SilentProgress):\n"
+        "    def start(self, *about):\n"
+        "        (file,) = h5py.h5f.get_obj_ids(types=h5py.h5f.OBJ_FILE)\n"
+        "        os.dup2(os.open('/dev/full', os.O_RDWR), file.get_vfd_handle())\n"
+        "try:\n"
+        f"    generate('{name}', Path(sys.argv[1]), 3, 0, {{}}, resolution=32, frames=9, time=0.1, progress=Full())\n"
+        "except UpsError as error:\n"
+        "    sys.exit(str(error))"
+    )
+    path = tmp_path / "some.hdf5"
+    done = subprocess.run(
+        [sys.executable, "-c", script, path], check=False, timeout=120, capture_output=True, text=True
+    )
+    said = f"{path} cannot be written (No space left on device); choose another place, or make space\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_existing_file_is_kept_unless_it_may_be_replaced(tmp_path: Path) -> None:
     path = tmp_path / "some.hdf5"
     path.write_text("precious")
@@ -115,7 +172,10 @@ def test_an_existing_file_is_kept_unless_it_may_be_replaced(tmp_path: Path) -> N
         ("burgers1d", {"params": {"nu": -0.1}}, "nu is -0.1"),
         ("burgers1d", {"samples": 0}, "samples is 0"),
         ("burgers1d", {"resolution": 2}, "resolution is 2"),
+        ("burgers1d", {"resolution": 0}, "resolution is 0"),
         ("burgers1d", {"frames": 1}, "frames is 1"),
+        ("burgers1d", {"frames": 0}, "frames is 0"),
+        ("burgers1d", {"seed": 2**63}, "seed is 9223372036854775808"),
         ("burgers1d", {"time": -1.0}, "time is -1"),
         ("shallow_water2d", {}, "no reference solver yet"),
     ],
@@ -125,6 +185,11 @@ def test_refusals_say_what_is_wrong(tmp_path: Path, name: str, arguments: dict[s
     with pytest.raises(UpsError, match=message):
         generate(name, tmp_path / "some.hdf5", **given)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a folder"):
+        generate("burgers1d", tmp_path, 2, 0, {}, **SMALL, overwrite=True, progress=Interrupted())
 
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:

@@ -107,7 +107,10 @@ def test_other_layouts_are_recognised_but_not_trained_on(tmp_path: Path, task: s
     with pytest.raises(DataError, match=f"recognised as {task}, but training on it is not supported yet"):
         open_trajectories(path)
     summary = inspect_file(path)
-    assert (summary.task, summary.trainable, summary.problems) == (task, False, ())
+    assert (summary.task, summary.trainable) == (task, False)
+    assert [problem.what for problem in summary.problems] == [
+        f"cannot be trained on: its task {task} is not supported yet"
+    ]
     assert summary.num_trajectories == 6
     assert all(field.num_nan == 0 and field.low is not None for field in summary.ranges)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -195,6 +197,37 @@ def test_a_changed_horizon_takes_effect_with_the_next_batch(sets: dict[str, Traj
     while loader.epoch == 0:
         loader.next_batch()
     assert served(epoch_of(loader)) == sum((windows_of(one, 4) for one in sets.values()), Counter[bytes]())
+
+
+def test_epochs_count_on_when_the_horizon_changes(sets: dict[str, TrajectorySet]) -> None:
+    """A change moves the place by less than a batch; a batch moves it by one part of the epoch, or ends the epoch."""
+    loader = WindowLoader(sets, 4, 1, 1, seed=0)
+    for step in range(60):
+        before = loader.epochs
+        loader.set_horizon((1, 1, 3, 5, 2)[step % 5])
+        part = 1 / loader.steps_per_epoch
+        assert abs(loader.epochs - before) < part
+        begun, epoch = loader.epochs, loader.epoch
+        loader.next_batch()
+        assert loader.epochs == pytest.approx(begun + part)
+        assert before < loader.epochs
+        assert loader.epochs == loader.epoch or loader.epoch == epoch
+    assert loader.epoch > 2
+
+
+def test_closing_ends_the_threads_and_may_be_repeated(tmp_path: Path) -> None:
+    def reading() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+
+    lazy = make_set(tmp_path, lazy=True, num=6, frames=6, resolution=8)
+    with WindowLoader({"burgers1d": lazy}, 4, 1, 1, seed=0, workers=2) as loader:
+        loader.next_batch()
+        assert reading()
+    assert not reading()
+    loader.close()
+    with closing(WindowLoader({"burgers1d": lazy}, 4, 1, 1, seed=0)) as loader:
+        loader.next_batch()
+    assert not reading()
 
 
 def test_an_alternating_horizon_ends_its_epoch(sets: dict[str, TrajectorySet]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -11,7 +12,6 @@ import pytest
 import torch
 from tests.evaluation.helpers import Steps, bumps, make_set, shifted, spec_of, travelling_sines
 from torch import Tensor
-from ups.physics.solvers.cost import SolverCost
 
 from ups.data.trajectories import TrajectorySet
 from ups.errors import DataError, UpsError
@@ -19,6 +19,7 @@ from ups.evaluation import showcase
 from ups.evaluation.evaluate import Evaluation, Protocol, evaluate
 from ups.models.baselines import Persistence
 from ups.models.emulator import Emulator
+from ups.physics.solvers.cost import SolverCost
 
 PROMISED = {
     *("nrmse", "pdebench_nrmse", "rel_l2", "rmse", "max_error", "vrmse", "one_step_nrmse", "codec_nrmse"),
@@ -125,6 +126,10 @@ def test_solver_speedup_compares_equal_accuracy() -> None:
     score = found.with_solver_costs({"advection1d": missed}).scores("advection1d")["solver_speedup"]
     assert score.value is None
     assert "did not reach" in str(score.reason)
+    other = found.with_solver_costs({}, {"advection1d": "the data's domain is 2, the reference solver's is 1"})
+    assert other.scores("advection1d")["solver_speedup"].reason == "the data's domain is 2, the reference solver's is 1"
+    assert other.scores("advection1d")["nrmse"] == found.scores("advection1d")["nrmse"]
+    assert found.scores("advection1d", "persistence")["solver_speedup"].reason == "only computed for ups"
 
 
 def test_files_have_the_promised_layout(tmp_path: Path) -> None:
@@ -139,6 +144,7 @@ def test_files_have_the_promised_layout(tmp_path: Path) -> None:
     )
     for metric, value in content["tasks"]["advection1d"].items():
         assert (value is None) == (metric in content["reasons"]["tasks"]["advection1d"])
+    assert content["details"]["advection1d"]["timed_batch"] == 4
     assert content["protocol"]["tasks"]["advection1d"]["data_hash"] == sets["advection1d"].content_hash
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fields.npz", "full.json"]
 
@@ -172,9 +178,19 @@ def test_showcases_are_the_worst_the_median_and_the_best_and_survive_the_disk(tm
 
 
 def test_damaged_fields_are_named(tmp_path: Path) -> None:
-    (tmp_path / "fields.npz").write_bytes(b"not an archive")
-    with pytest.raises(DataError, match=r"fields\.npz is damaged"):
-        showcase.load(tmp_path / "fields.npz")
+    sets, emulators = advection()
+    path = tmp_path / "fields.npz"
+    showcase.save(path, evaluate(emulators, sets, protocol=Protocol()).tasks["advection1d"].showcases)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    torn = whole[:middle] + bytes(64) + whole[middle + 64 :]
+    pickled = io.BytesIO()
+    np.savez(pickled, index=np.array([{}], dtype=object))
+    for content in (b"not an archive", b"", whole[:middle], torn, pickled.getvalue()):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"fields\.npz is damaged; evaluate the run again$") as raised:
+            showcase.load(path)
+        assert "pickle" not in str(raised.value)
 
 
 def test_nothing_to_evaluate_is_an_error() -> None:

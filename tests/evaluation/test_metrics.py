@@ -151,20 +151,29 @@ def test_flux_form_leaves_no_conservation_gap() -> None:
     assert gap.max().item() < 1e-14
 
 
+def test_boundary_violation_is_of_the_prediction_beyond_the_truth() -> None:
+    """None of a perfect prediction of a rough field; a blurred one, flatter at the walls than the truth, has some."""
+    rough = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 1, 16, 8)))
+    assert metrics.bc_violation(rough, rough, (False, False)).tolist() == [0, 0]
+    blurred = metrics.bc_violation(0 * rough, rough, (False, False))
+    assert blurred.min().item() > 1
+    assert torch.equal(metrics.bc_violation(2 * rough, rough, (False, False)), blurred)
+
+
 def test_boundary_violation_vanishes_with_the_slope_at_second_order() -> None:
-    """A field whose slope at the walls is zero violates at the order of the difference; a ramp by its step."""
+    """An error whose slope at the walls is zero violates at the order of the difference; a ramp by its step."""
     violations = []
     for size in (16, 32, 64):
         x = (torch.arange(size, dtype=torch.float64) + 0.5) / size
         u = (2 + torch.cos(math.pi * x)).reshape(1, 1, 1, size, 1).expand(1, 2, 1, size, size)
-        violations.append(metrics.bc_violation(u, u, (False, True)).item())
+        violations.append(metrics.bc_violation(2 * u, u, (False, True)).item())
     assert violations[0] / violations[1] == pytest.approx(
         16, rel=0.2
     )  # dx^4: the third derivative is zero at the walls too
     assert violations[1] / violations[2] == pytest.approx(16, rel=0.2)
     ramp = ((torch.arange(16, dtype=torch.float64) + 0.5) / 16).reshape(1, 1, 1, 16)
     size_of_field = ramp.square().mean().sqrt().item()
-    assert metrics.bc_violation(ramp, ramp, (False,)).item() == pytest.approx((1 / 16) / size_of_field)
+    assert metrics.bc_violation(2 * ramp, ramp, (False,)).item() == pytest.approx((1 / 16) / size_of_field)
 
 
 def test_first_bad_frame_names_nan_and_infinity() -> None:

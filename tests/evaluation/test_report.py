@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 from tests.evaluation.helpers import Steps, bumps, make_set, shifted, spec_of, travelling_sines
-from ups.physics.solvers.cost import SolverCost
 
-from ups.errors import UpsError
+from ups.errors import UpsError, UsageError
 from ups.evaluation import pictures
 from ups.evaluation.evaluate import Protocol, evaluate
-from ups.evaluation.report import write_report
+from ups.evaluation.report import Run, write_report
 from ups.evaluation.summary import Scores, number, plain, with_unit
 from ups.models.baselines import Persistence
+from ups.physics.solvers.cost import SolverCost
 
 HOSTILE = "<script>alert('owned')</script>"
 QUIET = "--disable-background-networking --disable-component-update --disable-sync"
@@ -120,16 +120,20 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     (run / "evaluation" / "full.json").rename(run / "evaluation" / "small.json")
     assert "Only the small evaluation exists" in write_report(run).read_text()
     shutil.rmtree(run / "evaluation")
-    for name in ("config.yaml", "metadata.json", "log.jsonl"):
+    for name in ("metadata.json", "log.jsonl"):
         (run / name).unlink()
     html = write_report(run).read_text()
-    for said in ("not been evaluated", "Nothing was logged", "settings are missing", "environment is not known"):
+    for said in ("not been evaluated", "Nothing was logged", "environment is not known"):
         assert said in html
 
 
 def test_damaged_files_and_no_folder_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UpsError, match="nowhere is not a folder"):
-        write_report(tmp_path / "nowhere")
+    for folder in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(
+            UsageError, match=f"{folder.name} is no run's folder: it has no config.yaml; give the folder"
+        ):
+            write_report(folder)
+    assert list(tmp_path.iterdir()) == []
     run = write_run(tmp_path)
     full = run / "evaluation" / "full.json"
     content = json.loads(full.read_text())
@@ -150,8 +154,11 @@ def test_the_solver_is_told_of(tmp_path: Path) -> None:
     cost = SolverCost(resolution=24, nrmse=0.0123, seconds_per_trajectory=0.5, found=True, tried=())
     found = evaluate({"ups": Steps(sets, shifted)}, sets, protocol=Protocol())
     found.with_solver_costs({"advection1d": cost}).save(tmp_path / "evaluation", "full")
+    (tmp_path / "config.yaml").write_text("")
     html = write_report(tmp_path).read_text()
-    assert "at 24 points per axis, as accurate, has an nRMSE of 0.0123 and takes 500 ms" in html
+    assert "Its error is" not in html
+    assert "judged on 4 trajectories only" in html
+    assert "at 24 points per axis, at least as accurate, has an nRMSE of 0.0123 and takes 500 ms" in html
 
 
 def test_a_diverged_run_is_reported(tmp_path: Path) -> None:
@@ -161,16 +168,49 @@ def test_a_diverged_run_is_reported(tmp_path: Path) -> None:
         "persistence": Persistence({"advection1d": spec_of(sets["advection1d"])}),
     }
     evaluate(emulators, sets, protocol=Protocol()).save(tmp_path / "evaluation", "full")
+    (tmp_path / "config.yaml").write_text("")
     html = write_report(tmp_path).read_text()
     assert "The roll-out has no score: 4 of 4 roll-outs diverged" in html
     assert "No spectrum" in html
 
 
+def test_environment_begins_with_the_machine_and_ends_with_hashes(tmp_path: Path) -> None:
+    known = {
+        "architecture": "aa",
+        "config_hash": "bb",
+        "last_full_eval": None,
+        "machine": {"device": "cpu"},
+        "steps": {"operator": {"key": "cc", "seconds": 3.0}},
+        "threads": 2,
+        "versions": {"torch": "9"},
+    }
+    run = write_run(tmp_path, **{"metadata.json": json.dumps(known)})
+    lines = Run(run).environment
+    assert [name for name, _ in lines] == [
+        *("machine.device", "threads", "versions.torch", "last_full_eval"),
+        *("steps.operator.seconds", "architecture", "config_hash"),
+    ]
+    assert dict(lines)["last_full_eval"] == "–"
+
+
+def test_training_of_baselines_is_called_by_their_names_and_one_point_is_drawn(tmp_path: Path) -> None:
+    records = [{"stage": "baselines-fno", "step": 1, "loss": 0.5}]
+    records += [{"stage": "operator", "step": step, "loss": 1 / step} for step in (1, 2)]
+    log = "".join(json.dumps(record) + "\n" for record in records)
+    single, several = Run(write_run(tmp_path, **{"log.jsonl": log})).stages()
+    assert [single.name, several.name] == ["fno (baseline)", "operator"]
+    round_marks = [bool(re.search(r"^C ", stage.chart, flags=re.MULTILINE)) for stage in (single, several)]
+    assert round_marks == [True, False]
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "kind", "says"),
     [
-        (0.01, 0.05, "good", "5.0 times smaller than that of the best baseline, fno"),
-        (0.05, 0.01, "bad", "5.0 times that of the best baseline, fno"),
+        (0.01, 0.0512, "good", "5.12 times smaller than that of the best baseline, fno"),
+        (0.0512, 0.01, "bad", "5.12 times that of the best baseline, fno"),
+        (0.0104, 0.01, "even", "about as good as the best baseline, fno"),
+        (0.01, 0.0104, "even", "about as good as the best baseline, fno"),
+        (0.0106, 0.01, "bad", "1.06 times that of the best baseline, fno"),
         (None, 0.01, "bad", "no score: it diverged"),
         (0.01, None, "unknown", "nothing to compare it with"),
     ],
@@ -180,10 +220,25 @@ def test_verdict(ours: float | None, theirs: float | None, kind: str, says: str)
         "tasks": {"t": {"nrmse": ours}},
         "baselines": {"persistence": {"t": {"nrmse": theirs and 2 * theirs}}, "fno": {"t": {"nrmse": theirs}}},
         "reasons": {"tasks": {"t": {"nrmse": "it diverged"}}},
+        "protocol": {"tasks": {"t": {"num_samples": 5}}},
     }
     found, sentence = Scores(content).verdict("t")
     assert found == kind
     assert says in sentence
+    assert "only" not in sentence
+    content["protocol"]["tasks"]["t"]["num_samples"] = 1
+    assert Scores(content).verdict("t") == (kind, sentence + " That is judged on one trajectory only.")
+
+
+def test_one_trajectory_is_not_several(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    full = run / "evaluation" / "full.json"
+    content = json.loads(full.read_text())
+    content["protocol"]["tasks"]["advection1d"]["num_samples"] = 1
+    full.write_text(json.dumps(content))
+    html = write_report(run).read_text()
+    assert "judged on 1 trajectory kept" in html
+    assert "1 trajectories" not in html
 
 
 def test_numbers_for_people() -> None:
@@ -262,6 +317,10 @@ def test_report_in_a_browser(tmp_path: Path, browser: Any, tasks: tuple[str, ...
     page.goto(report.as_uri())
     page.wait_for_selector("#player[data-ready=true]", timeout=20_000)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert page.evaluate("document.images.length > 0 && [...document.images].every((one) => one.naturalWidth > 0)")
+    if width == 390:
+        lefts = "[...document.querySelectorAll('#player canvas')].map((one) => one.getBoundingClientRect().left)"
+        assert len(set(page.evaluate(lefts))) == 1  # one below the other
     picture = "[...document.querySelectorAll('#player canvas')].map((canvas) => canvas.toDataURL()).join()"
     at_the_end = page.evaluate(picture)
     page.focus("#player-frame")
@@ -281,4 +340,25 @@ def test_report_in_a_browser(tmp_path: Path, browser: Any, tasks: tuple[str, ...
     expect(page.locator("#player-panels figcaption").filter(has_text="persistence").first).to_be_visible()
     assert said == []
     assert [url for url in asked if not re.match(r"(file|data|blob):", url)] == []
+    page.close()
+
+
+def test_scores_of_every_baseline_fit_on_a_phone(tmp_path: Path, browser: Any) -> None:
+    """Nothing of the table is off the screen, and no number is broken or overlaps another."""
+    run = write_run(tmp_path)
+    full = run / "evaluation" / "full.json"
+    content = json.loads(full.read_text())
+    del content["baselines"][HOSTILE]
+    content["baselines"] |= dict.fromkeys(("linear", "fno", "unet"), content["baselines"]["persistence"])
+    for parts in (content["details"][task]["emulators"] for task in content["tasks"]):
+        del parts[HOSTILE]
+        parts |= dict.fromkeys(("linear", "fno", "unet"), parts["persistence"])
+    full.write_text(json.dumps(content))
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto(write_report(run).as_uri())
+    assert page.locator("table.scores thead th").count() == 6
+    box = page.evaluate("document.querySelector('table.scores').getBoundingClientRect().toJSON()")
+    assert box["right"] <= 390
+    cells = "[...document.querySelectorAll('table.scores td')]"
+    assert page.evaluate(f"{cells}.every((one) => one.scrollWidth <= one.clientWidth + 1)")
     page.close()

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from tests.evaluation.helpers import Steps, make_set, shifted, travelling_sines
+from torch import Tensor
 
 from ups.errors import DataError
+from ups.evaluation import rollout
 from ups.evaluation.rollout import predict_single_steps, reconstruct, rollout_trajectories
 
 CPU: dict[str, Any] = {"mode": "physical", "batch_size": 3, "device": torch.device("cpu")}
@@ -22,7 +24,44 @@ def test_the_exact_step_reproduces_the_trajectories() -> None:
     assert [batch.indices for batch in batches] == [(0, 1, 3)]
     torch.testing.assert_close(batches[0].prediction, batches[0].truth, atol=2e-5, rtol=0)
     torch.testing.assert_close(batches[0].initial, torch.stack([travelling_sines()[n][0] for n in (0, 1, 3)]))
-    assert batches[0].seconds > 0
+    assert batches[0].seconds is None
+
+
+class Clock:
+    """Time that passes only in the emulator's steps: as long as is foreseen for each of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: list[float]) -> None:
+        self.now, self.seconds = 0.0, iter(seconds)
+        monkeypatch.setattr(rollout.time, "perf_counter", lambda: self.now)
+
+    def step(self, u: Tensor) -> Tensor:
+        self.now += next(self.seconds)
+        return shifted(u)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fastest"),
+    [
+        # one step to warm up, then roll-outs of two steps: four of the first batch, one of the second
+        ([9.0, *(0.3, 0.2), *(0.2, 0.1), *(0.1, 0.02), *(0.3, 0.3), *(0.0, 0.0)], 0.12),
+        # no third repetition: it would exceed the two seconds
+        ([9.0, *(0.5, 0.5), *(0.5, 0.3), *(0.4, 0.5), *(0.0, 0.0)], 0.8),
+        # none at all
+        ([9.0, *(5.0, 5.0), *(0.0, 0.0)], 10.0),
+    ],
+)
+def test_the_fastest_of_a_few_passes_over_the_first_batch_counts(
+    monkeypatch: pytest.MonkeyPatch, seconds: list[float], fastest: float
+) -> None:
+    sets = {"advection1d": make_set("advection1d", travelling_sines())}
+    clock = Clock(monkeypatch, seconds)
+    batches = list(
+        rollout_trajectories(
+            Steps(sets, clock.step), sets["advection1d"], range(4), context=1, steps=2, timed=True, **CPU
+        )
+    )
+    assert [batch.seconds for batch in batches] == [pytest.approx(fastest), None]
+    assert next(clock.seconds, None) is None  # every step that was foreseen was made
 
 
 def test_a_prediction_does_not_change_with_the_frames_after_the_context() -> None:

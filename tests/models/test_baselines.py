@@ -85,3 +85,19 @@ def test_a_baseline_can_be_given_the_structural_parts() -> None:
 def test_a_grid_that_a_u_net_cannot_halve_is_refused() -> None:
     with pytest.raises(UpsError, match="multiple of 16"):
         make_baseline("unet", {"task": make_spec(size=24)})
+
+
+def test_a_spectral_convolution_computes_in_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    transform, seen = torch.fft.rfftn, []
+
+    def rfftn(u: torch.Tensor, **options: object) -> torch.Tensor:
+        seen.append(u.dtype)
+        return transform(u, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.fft, "rfftn", rfftn)
+    torch.manual_seed(0)
+    layer, u = SpectralConv(1, 2, 3), torch.randn(2, 2, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = layer(u.bfloat16())
+    torch.testing.assert_close(found, layer(u.bfloat16().float()), rtol=0, atol=0)
+    assert set(seen) == {torch.float32}  # a CPU would convert by itself, a GPU refuses

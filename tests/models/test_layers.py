@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from ups.models.layers import Attention, Block, BoundaryConv, join_windows, pad_grid, split_windows
+from ups.models.layers import Attention, Block, BoundaryConv, join_windows, pad_axis, pad_grid, split_windows
 
 
 def test_padding_wraps_or_mirrors() -> None:
     u = torch.arange(4.0).reshape(1, 1, 4)
     assert pad_grid(u, 2, [True]).flatten().tolist() == [2, 3, 0, 1, 2, 3, 0, 1]
     assert pad_grid(u, 2, [False]).flatten().tolist() == [1, 0, 0, 1, 2, 3, 3, 2]
+
+
+@pytest.mark.parametrize("periodic", [True, False])
+@pytest.mark.parametrize(("size", "width"), [(1, 2), (2, 5), (3, 7), (4, 4)])
+def test_padding_of_any_width_is_numpys(size: int, width: int, periodic: bool) -> None:
+    u = torch.randn(2, 1, size, 4)
+    wanted = np.pad(u.numpy(), [(0, 0), (0, 0), (width, width), (0, 0)], mode="wrap" if periodic else "symmetric")
+    torch.testing.assert_close(pad_axis(u, 2, width, width, periodic), torch.from_numpy(wanted), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])

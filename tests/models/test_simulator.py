@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.models.helpers import make_spec
 
 from ups.errors import CheckpointError, UpsError, UsageError
+from ups.models.baselines import make_baseline
 from ups.models.simulator import Architecture, Simulator
 from ups.models.store import load_model, save_model
 from ups.models.surrogate import Surrogate, load
@@ -88,6 +93,107 @@ def test_a_saved_model_is_the_same_model(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "weights.safetensors"]
 
 
+class Pairs:
+    """Batches of random pairs, the same at every pass; notes how many normalised fields are alive at each batch."""
+
+    def __init__(self, simulator: Simulator, split: int) -> None:
+        rng = torch.Generator().manual_seed(3)
+        u, params = torch.randn(120, 1, 32, generator=rng), torch.rand(120, 1, generator=rng) + 0.1
+        after = u.roll(1, -1) * (1 + params[..., None]) + 0.1 * u.square()
+        self.batches = list(zip(u.split(split), after.split(split), params.split(split), strict=True))
+        self.made: list[weakref.ref[torch.Tensor]] = []
+        self.alive = 0
+        simulator.normalizers["task"].register_forward_hook(lambda _m, _i, out: self.made.append(weakref.ref(out)))
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        for batch in self.batches:
+            self.alive = max(self.alive, sum(field() is not None for field in self.made))
+            yield batch
+
+
+def test_a_fit_to_streamed_batches_is_the_fit_to_all_at_once() -> None:
+    spec = make_spec(param_names=("nu",), param_log=(True,), param_mean=(-0.6,), param_std=(0.5,))
+    fitted = []
+    for split in (10, 120):
+        torch.manual_seed(0)
+        simulator = Simulator({"task": spec}, replace(SMALL, latent_dim=3))
+        simulator.fit("task", Pairs(simulator, split))
+        fitted.append(simulator.state_dict())
+    for name, streamed in fitted[0].items():
+        torch.testing.assert_close(streamed, fitted[1][name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_a_fit_holds_no_more_than_the_batch_at_hand_and_the_one_before() -> None:
+    simulator = make(param_names=("nu",), param_log=(True,), param_mean=(-0.6,), param_std=(0.5,))
+    pairs = Pairs(simulator, 10)
+    simulator.fit("task", pairs)
+    assert 0 < pairs.alive <= 4 < len(pairs.batches)
+
+
+def test_a_lossy_codec_starts_at_the_components_of_the_first_frames_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ups.models.simulator.CODEC_FRAMES", 25)
+    simulator = Simulator({"task": make_spec()}, replace(SMALL, latent_dim=2))
+    u = torch.randn(120, 1, 32)
+    u[25:] *= 1000
+    simulator.fit("task", [(part, part, torch.zeros(len(part), 0)) for part in u.split(10)])
+    codec = Simulator({"task": make_spec()}, replace(SMALL, latent_dim=2)).codecs["task"]
+    codec.fit(simulator.normalizers["task"](u[:25]))
+    torch.testing.assert_close(simulator.codecs["task"].encoder, codec.encoder)
+
+
+def test_pairs_that_can_be_read_only_once_are_refused() -> None:
+    u = torch.randn(4, 1, 32)
+    with pytest.raises(ValueError, match="more than once"):
+        make().fit("task", iter([(u, u, torch.zeros(4, 0))]))
+
+
+@torch.no_grad()
+def test_a_unet_may_end_in_a_single_token() -> None:
+    """Its convolutions are then wider than what they read; a conserved field keeps its integral all the same."""
+    torch.manual_seed(0)
+    wide = replace(SMALL, architecture="pdet_unet", depths=(1, 1))
+    simulator = Simulator({"task": make_spec(size=8)}, wide)
+    for p in simulator.operator.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    u = torch.randn(2, 1, 1, 8)
+    out = simulator.rollout(u, 2, **arguments(2))
+    assert (out[:, -1] - u[:, 0]).abs().max() > 0.01
+    torch.testing.assert_close(out.mean(-1), u.mean(-1).expand(2, 2, 1), atol=2e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_the_codec_loses_nothing_under_autocast() -> None:
+    simulator = make()
+    u, nodes = torch.randn(2, 1, 32), (torch.arange(32)[:, None] + 0.5) / 32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = simulator.reconstruct(u, task="task")
+        at_nodes = simulator.decode_at(simulator.encode(u[:, None], task="task"), nodes, task="task")
+        stepped = simulator.step(u[:, None], **arguments(2))
+    torch.testing.assert_close(found, u, atol=1e-5, rtol=0)
+    torch.testing.assert_close(at_nodes[:, 0], u, atol=1e-4, rtol=0)
+    assert stepped.dtype == torch.float32
+    torch.testing.assert_close(stepped.mean(-1), u.mean(-1), atol=2e-6, rtol=0)
+
+
+def test_dt_tells_the_tasks_of_a_model_apart() -> None:
+    one, params = make(), torch.zeros(1, 0)
+    assert one.normalizers["task"].features(torch.tensor([0.1]), params).item() == pytest.approx(0.0, abs=1e-6)
+    two = Simulator({"a": make_spec(dt=0.1), "b": make_spec(dt=0.4)}, SMALL)
+    found = [two.normalizers[task].features(torch.tensor([dt]), params).item() for task, dt in (("a", 0.1), ("b", 0.4))]
+    assert found == pytest.approx([-math.log(2), math.log(2)], abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["latent", "physical"])
+def test_another_time_step_is_refused(mode: str) -> None:
+    simulator, u = make(dt=0.05), torch.randn(2, 1, 1, 32)
+    given = {"task": "task", "params": torch.zeros(2, 0), "mode": mode}
+    simulator.rollout(u, 1, dt=torch.full((2,), 0.05 * 1.0005), **given)  # type: ignore[arg-type]
+    with pytest.raises(UpsError, match=r"steps of 0.05; it was not trained for 0.1"):
+        simulator.rollout(u, 1, dt=torch.tensor([0.05, 0.1]), **given)  # type: ignore[arg-type]
+    with pytest.raises(UpsError, match=r"steps of 0.05; it was not trained for 0.1"):
+        make_baseline("persistence", simulator.tasks).rollout(u, 1, dt=torch.full((2,), 0.1), **given)  # type: ignore[arg-type]
+
+
 def test_damaged_or_missing_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="missing"):
         load(tmp_path)
@@ -151,3 +257,42 @@ def test_what_users_get_wrong_is_named(surrogate: Surrogate) -> None:
         surrogate.rollout(torch.full((2, 1, 32), torch.nan), steps=1)
     with pytest.raises(UsageError, match="at least 1"):
         surrogate.rollout(u0, steps=0)
+
+
+def with_parameter(**changes: object) -> Surrogate:
+    spec = {"param_names": ("nu",), "param_log": (True,), "param_mean": (math.log(0.02),), "param_std": (0.5,)}
+    return Surrogate(make(**{**spec, **changes}), torch.device("cpu"))
+
+
+def test_parameters_outside_the_trained_range_are_refused_unless_asked_for() -> None:
+    surrogate, u0 = with_parameter(param_low=(0.01,), param_high=(0.04,)), torch.randn(2, 1, 32)
+    for inside in (0.01, 0.04, 0.04 * (1 + 5e-7), [0.01, 0.03]):
+        surrogate.rollout(u0, steps=1, params={"nu": inside})
+    for outside in (0.04 * (1 + 1e-5), [0.02, 0.0099], float("nan")):
+        with pytest.raises(UsageError, match=r"range trained on, 0.01 to 0.04(.|\n)*|must be positive"):
+            surrogate.rollout(u0, steps=1, params={"nu": outside})
+    assert surrogate.rollout(u0, steps=1, params={"nu": 0.08}, extrapolate=True).isfinite().all()
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["with range", "saved without range"])
+def test_a_model_of_one_parameter_value_takes_no_other(known: bool) -> None:
+    only = {"param_low": (0.01,), "param_high": (0.01,)} if known else {}
+    surrogate, u0 = with_parameter(param_mean=(math.log(0.01),), param_std=(0.0,), **only), torch.randn(2, 1, 32)
+    torch.testing.assert_close(
+        surrogate.rollout(u0, steps=1), surrogate.rollout(u0, steps=1, params={"nu": 0.01}), atol=1e-5, rtol=0
+    )
+    surrogate.rollout(u0, steps=1, params={"nu": 0.010005})
+    with pytest.raises(UsageError, match=r"trained at nu = 0.01 alone"):
+        surrogate.rollout(u0, steps=1, params={"nu": [0.01, 0.02]})
+    with pytest.raises(UsageError, match=r"trained at nu = 0.01 alone"):
+        surrogate.rollout(u0, steps=1, params={"nu": 0.02}, extrapolate=True)
+
+
+def test_a_model_saved_without_ranges_is_read(tmp_path: Path) -> None:
+    save_model(with_parameter(param_low=(0.01,), param_high=(0.04,)).emulator, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    assert load(tmp_path).spec().param_high == (0.04,)
+    config = json.loads(path.read_text())
+    del config["tasks"]["task"]["param_low"], config["tasks"]["task"]["param_high"]
+    path.write_text(json.dumps(config))
+    assert load(tmp_path).rollout(torch.randn(1, 1, 32), steps=1, params={"nu": 0.08}).shape == (1, 1, 1, 32)

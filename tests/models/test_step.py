@@ -40,7 +40,7 @@ def test_the_scale_is_that_of_the_flux_which_makes_the_left_over() -> None:
     flux = torch.randn(64, 1, 128)
     flux = 3.0 * (flux - flux.mean(-1, keepdim=True))
     rest = Rest(1, "flux", [True])
-    rest.fit(flux - flux.roll(-1, -1))
+    rest.fit([flux - flux.roll(-1, -1)])
     torch.testing.assert_close(rest.flux_scale.item(), flux.square().mean().sqrt().item(), rtol=1e-3, atol=0)
     torch.testing.assert_close(rest(flux / rest.flux_scale), flux - flux.roll(-1, -1), atol=1e-5, rtol=1e-5)
 
@@ -51,7 +51,20 @@ def test_the_scale_in_two_dimensions_is_that_of_the_smallest_flux() -> None:
     potential = torch.randn(32, 1, 16, 16)
     x, y = potential.roll(1, 2) - potential, potential.roll(1, 3) - potential
     rest = Rest(1, "flux", [True, True])
-    rest.fit(x - x.roll(-1, 2) + y - y.roll(-1, 3))
+    rest.fit([x - x.roll(-1, 2) + y - y.roll(-1, 3)])
     torch.testing.assert_close(
         rest.flux_scale.item(), (x.square() + y.square()).mean().sqrt().item(), rtol=1e-3, atol=0
     )
+
+
+@pytest.mark.parametrize("form", ["flux", "flux_source", "increment"])
+def test_scales_of_streamed_batches_are_those_of_all_at_once(form: str) -> None:
+    torch.manual_seed(0)
+    left_over = torch.randn(50, 2, 8, 6) * torch.tensor([1.0, 30.0]).reshape(2, 1, 1)
+    streamed, whole = Rest(2, form, [True, True]), Rest(2, form, [True, True])
+    streamed.fit(iter(left_over.split(16)))
+    whole.fit([left_over])
+    torch.testing.assert_close(streamed.flux_scale, whole.flux_scale, rtol=1e-6, atol=0)
+    torch.testing.assert_close(streamed.source_scale, whole.source_scale, rtol=1e-6, atol=0)
+    root_mean_square = left_over.square().mean(dim=(0, 2, 3)).sqrt()
+    torch.testing.assert_close(streamed.source_scale.flatten(), root_mean_square, rtol=1e-5, atol=0)

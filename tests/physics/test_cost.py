@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from ups.errors import UpsError
-from ups.physics.equations import get_equation
+from ups.physics.equations import Equation, get_equation
 from ups.physics.solvers import solve
 from ups.physics.solvers.cost import SolverCost, coarsest_solver
 
@@ -66,3 +68,19 @@ def test_data_that_the_solver_does_not_fit_is_named() -> None:
         coarsest_solver(get_equation("burgers1d"), truth[:, 0], truth, params, TIMES, (1 / 16,), 1e-3)
     with pytest.raises(UpsError, match="nothing to compare"):
         coarsest_solver(get_equation("burgers1d"), truth[:, 0], truth[:, :1], params, TIMES[:1], (1 / 32,), 1e-3)
+
+
+def test_a_solver_that_blows_up_on_a_coarse_grid_is_infinitely_wrong_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fragile(equation: Equation, u0: torch.Tensor, *given: Any) -> torch.Tensor:
+        if u0.shape[-1] < smallest:
+            raise UpsError("the solution of sample 0 is not finite")
+        return solve(equation, u0, *given)
+
+    monkeypatch.setattr("ups.physics.solvers.cost.solve", fragile)
+    smallest = 32
+    cost = cost_at(1e-3)
+    assert [trial.nrmse for trial in cost.tried[:2]] == [np.inf, np.inf]
+    assert (cost.found, cost.resolution >= 32) == (True, True)
+    smallest = 1000
+    with pytest.raises(UpsError, match="not finite"):
+        cost_at(1e-3)

@@ -22,8 +22,9 @@ from ups.errors import CheckpointError
 from ups.training.checkpoint import CheckpointStore
 from ups.training.loop import LoopSettings, evaluating
 from ups.training.monitor import DivergedError
-from ups.training.schedule import Budget, cosine
+from ups.training.schedule import Budget, Schedule, cosine
 from ups.training.signals import Interrupted
+from ups.training.state import TrainingClock
 
 
 def weights(objective: ToyObjective) -> list[torch.Tensor]:
@@ -139,16 +140,25 @@ def test_a_budget_is_used_up_exactly(tmp_path: Path, unit: str, amount: int, ste
 
 
 @pytest.mark.parametrize("clock", ["wall", "process"])
-def test_a_budget_in_seconds_counts_training_alone(tmp_path: Path, clock: str) -> None:
-    def slow() -> float:
-        start = time.process_time()
-        while time.process_time() < start + 0.03:
-            pass
+def test_a_budget_in_seconds_counts_training_alone(tmp_path: Path, clock: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch takes 1/8 s of the clock, a validation 2 s: a budget of 4 s is 32 steps, whatever the validations."""
+    now = [100.0]
+
+    def takes(seconds: float) -> float:
+        now[0] += seconds
         return 1.0
 
-    outcome = train(tmp_path, ToyObjective(), budget=Budget("seconds", 0.1), validate=slow, clock=clock)
-    assert 0.1 <= outcome.seconds < 0.2
-    assert sum("valid_nrmse" in record for record in records(tmp_path)) > 3  # which took longer than the budget
+    monkeypatch.setattr("ups.training.state.CLOCKS", {clock: lambda: now[0]})
+    objective = ToyObjective(on_batch=lambda _: takes(0.125))
+    outcome = train(tmp_path, objective, budget=Budget("seconds", 4.0), validate=lambda: takes(2.0), clock=clock)
+    assert (outcome.steps, outcome.seconds, now[0]) == (32, 4.0, 100.0 + 4.0 + 4 * 2.0)
+
+
+def test_sleep_is_time_of_the_wall_and_not_of_the_process() -> None:
+    wall, process = (TrainingClock(kind, CPU) for kind in ("wall", "process"))
+    with wall.running(), process.running():
+        time.sleep(0.1)
+    assert process.seconds < 0.1 <= wall.seconds
 
 
 def test_validation_does_not_touch_the_random_numbers_of_training(tmp_path: Path) -> None:
@@ -194,6 +204,28 @@ def test_control_c_saves_and_later_signals_are_ignored(tmp_path: Path) -> None:
     assert stopped.value.exit_code == 130
     assert CheckpointStore(tmp_path / "checkpoints" / "toy", fingerprint={}).steps() == [5]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("steps", [20, 30])  # in the middle, and at the end of the budget
+def test_a_signal_during_validation_is_saved_before_it_is_heeded(tmp_path: Path, steps: int) -> None:
+    """Step 20 is none at which a checkpoint is due; the signal comes while it is validated."""
+    whole, first, second = ToyObjective(), ToyObjective(), ToyObjective()
+    expected = train(tmp_path / "whole", whole)
+    calls = []
+
+    def validate() -> float:
+        calls.append(1)
+        if len(calls) == steps // 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return first.validate()
+
+    with pytest.raises(Interrupted, match=f"after step {steps}; saved"):
+        train(tmp_path / "parts", first, validate=validate)
+    assert CheckpointStore(tmp_path / "parts" / "checkpoints" / "toy", fingerprint={}).steps()[-1] == steps
+    found = train(tmp_path / "parts", second)
+    assert (found.steps, found.best_metric) == (expected.steps, expected.best_metric)
+    assert same(weights(whole), weights(second))
+    assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -315,3 +347,32 @@ def test_resumes_on_real_windows_whose_horizon_changes_within_an_epoch(tmp_path:
     assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
     assert records(tmp_path / "whole")[-1]["epoch"] == 5.0
     assert sum("valid_nrmse" in record for record in records(tmp_path / "whole")) == 5
+
+
+def test_a_horizon_that_changes_within_the_only_epoch_leaves_the_budget_whole(tmp_path: Path) -> None:
+    """20 batches of one frame; from 14/20 on, 8 of six frames: the place is then 6/8, and two batches are left."""
+    path = write_task(tmp_path / "burgers1d.h5", "burgers1d", num=5, frames=9, resolution=8)
+    trajectories = load_files([path], "burgers1d", DataSettings(task=("burgers1d",)))
+
+    class UnrollsLate(ToyObjective):
+        def plan(self, epoch: int, fraction: float) -> int:
+            return 1 if fraction < 0.7 else 6
+
+    def loader() -> WindowLoader:
+        return WindowLoader({"burgers1d": trajectories}, 2, 1, 1, seed=3)
+
+    asked: list[float] = []
+    schedule = Schedule(lambda fraction: asked.append(fraction) or 1.0 - 0.9 * fraction)
+    options = {"budget": Budget("epochs", 1), "schedule": schedule, "validate_every": 4, "log_every": 1}
+    whole, first, second = UnrollsLate(), UnrollsLate(on_batch=stop_at(14)), UnrollsLate()
+    expected = train(tmp_path / "whole", whole, loader=(batches := loader()), **options)
+    assert (expected.steps, batches.epochs, batches.epoch, batches.horizon) == (16, 1.0, 1, 6)
+    assert asked == pytest.approx([*((step + 0.5) / 20 for step in range(15)), 7 / 8 + 0.5 / 8])
+    assert [record["epoch"] for record in records(tmp_path / "whole") if "loss" in record][-3:] == [0.7, 0.875, 1.0]
+
+    with pytest.raises(Interrupted, match="after step 15"):
+        train(tmp_path / "parts", first, loader=loader(), **options)
+    found = train(tmp_path / "parts", second, loader=loader(), **options)
+    assert (found.steps, found.best_step) == (expected.steps, expected.best_step)
+    assert asked[:16] == asked[16:]
+    assert same(weights(whole), weights(second))

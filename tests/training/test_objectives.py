@@ -1,4 +1,7 @@
-"""Every loss term sends its gradient to the parameters it claims to train, and to no others."""
+"""Every loss term sends its gradient to the parameters it claims to train, and to no others.
+
+And what stages build, describe and fit.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,18 @@ import pytest
 import torch
 from tests.models.helpers import make_spec
 
+from ups.config import Settings
 from ups.data.augment import Augment
 from ups.data.fields import Batch, Grid
+from ups.data.normalize import compute_statistics
+from ups.data.trajectories import MemoryFrames, TrajectorySet
+from ups.errors import DataError, UpsError
 from ups.models.baselines import NetworkEmulator
 from ups.models.simulator import Architecture, Simulator
 from ups.physics.equations import get_equation
 from ups.training.losses import InverseCurriculum
 from ups.training.objectives import CodecObjective, EmulatorObjective, OperatorObjective, OperatorTerms, sample_queries
+from ups.training.stages import build_objective, choose_patch, describe_task, fit_pairs
 
 NOTHING = OperatorTerms(forward=0.0, relative=0.0)
 AUGMENTS = {"task": Augment(get_equation("burgers1d"), enabled=False)}
@@ -169,3 +177,126 @@ def test_queries_are_distinct_nodes_or_all() -> None:
     assert max(index.tolist()) < 64
     assert sample_queries(torch.Size([8]), 8, rng) is None
     assert sample_queries(torch.Size([8]), None, rng) is None
+
+
+@pytest.fixture
+def picky_ffts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFTs that take float32 alone, as those of a GPU do under autocast."""
+    forward, backward = torch.fft.rfftn, torch.fft.irfftn
+
+    def rfftn(u: torch.Tensor, **options: object) -> torch.Tensor:
+        assert u.dtype == torch.float32
+        return forward(u, **options)  # type: ignore[arg-type]
+
+    def irfftn(u: torch.Tensor, **options: object) -> torch.Tensor:
+        assert u.dtype == torch.complex64
+        return backward(u, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.fft, "rfftn", rfftn)
+    monkeypatch.setattr(torch.fft, "irfftn", irfftn)
+
+
+@pytest.mark.usefixtures("picky_ffts")
+def test_codec_and_losses_keep_float32_under_autocast() -> None:
+    """Only the network runs in bfloat16: what is lossless stays so, and every parameter still gets its gradient."""
+    simulator = make_simulator(16)
+    terms = OperatorTerms(spectral=1.0, inv_enc=1.0, inv_dec=1.0, rollout=1.0, rollout_horizon=2, num_queries=8)
+    operator = OperatorObjective(simulator, AUGMENTS, terms, InverseCurriculum(0, 1.0))
+    seen: list[torch.dtype] = []
+    simulator.operator.register_forward_hook(lambda _m, _i, out: seen.append(out.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        exact, _ = CodecObjective(simulator, AUGMENTS)(make_batch(), torch.Generator())
+        _, metrics = operator(make_batch(horizon=2), torch.Generator().manual_seed(0))
+    assert exact < 1e-5
+    assert metrics["inv_enc"] < 1e-10
+    assert metrics["inv_dec"] < 1e-10
+    assert {value.dtype for value in metrics.values()} == {torch.float32}
+    assert set(seen) == {torch.bfloat16}
+
+    lossy = make_simulator()
+    fno = NetworkEmulator({"task": make_spec()}, "fno", base="linear", form=None)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        of_codec = gradients(CodecObjective(lossy, AUGMENTS), make_batch())
+        of_operator = gradients(OperatorObjective(lossy, AUGMENTS, terms, InverseCurriculum(0, 1.0)), make_batch(2))
+        of_baseline = gradients(EmulatorObjective(fno, AUGMENTS), make_batch())
+    assert min(of_codec["encoder"], of_codec["decoder"]) > 0
+    assert min(of_operator.values()) > 0
+    assert of_baseline["operator"] > 0
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in fno.parameters())
+
+
+def make_train(lengths: list[int], nus: list[float]) -> TrajectorySet:
+    """Burgers trajectories whose every value says where it is: 1000 trajectory + frame + cell / 16."""
+    frames = torch.cat(
+        [
+            1000.0 * number + torch.arange(length)[:, None, None] + torch.arange(16.0) / 16
+            for number, length in enumerate(lengths)
+        ]
+    )
+    counts = torch.tensor(lengths)
+    return TrajectorySet(
+        "burgers1d",
+        get_equation("burgers1d"),
+        Grid(((np.arange(16) + 0.5) / 16,), (True,)),
+        0.05,
+        torch.tensor(nus)[:, None],
+        counts,
+        [str(number) for number in range(len(lengths))],
+        MemoryFrames(frames, counts.cumsum(0) - counts),
+    )
+
+
+def make_settings(**changes: object) -> Settings:
+    return Settings.model_validate({"data": {"task": "burgers1d"}, **changes})
+
+
+def test_pairs_to_fit_are_distinct_neighbours_and_can_be_read_again() -> None:
+    train = make_train([3, 1, 5, 2], [0.1, 0.2, 0.3, 0.4])
+    pairs = fit_pairs(train, torch.Generator().manual_seed(0))
+    first, again = list(pairs), list(pairs)
+    assert len(first) == 1
+    before, after, params = first[0]
+    for one, other in zip(first[0], again[0], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    torch.testing.assert_close(after, before + 1, rtol=0, atol=0)
+    starts = before[:, 0, 0]
+    assert sorted(starts.tolist()) == [0, 1, 2000, 2001, 2002, 2003, 3000]
+    torch.testing.assert_close(params[:, 0], train.params[(starts // 1000).long(), 0], rtol=0, atol=0)
+
+
+def test_pairs_to_fit_of_a_large_set_are_drawn_from_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ups.training.stages.SHUFFLED_PAIRS", 2)
+    train = make_train([3, 1, 5, 2], [0.1, 0.2, 0.3, 0.4])
+    starts = torch.cat([before[:, 0, 0] for before, _, _ in fit_pairs(train, torch.Generator().manual_seed(0))])
+    assert set(starts.tolist()) == {0, 1, 2000, 2001, 2002, 2003, 3000}
+    with pytest.raises(DataError, match="two frames"):
+        fit_pairs(make_train([1, 1], [0.1, 0.1]), torch.Generator())
+
+
+def test_a_task_knows_the_range_of_its_parameters() -> None:
+    train = make_train([3, 3, 3], [0.02, 0.01, 0.04])
+    spec = describe_task(make_settings(), train, compute_statistics(train))
+    assert spec.param_low == pytest.approx((0.01,))
+    assert spec.param_high == pytest.approx((0.04,))
+
+
+def test_a_token_has_room_for_a_cell() -> None:
+    fields = {"fields": ("a", "b", "c"), "mean": (0.0,) * 3, "std": (1.0,) * 3, "conserved": (False,) * 3}
+    specs = {"task": make_spec(size=12, **fields)}
+    assert choose_patch("auto", 12, specs) == 4
+    assert choose_patch("auto", 3, specs) == 1
+    assert choose_patch(4, 2, specs) == 4
+    with pytest.raises(UpsError, match=r"latent\.dim must be at least the number of fields"):
+        choose_patch("auto", 2, specs)
+
+
+@pytest.mark.parametrize("term", ["lambda_inv_enc", "lambda_inv_dec"])
+def test_a_term_that_is_zero_by_construction_is_refused(term: str) -> None:
+    plain = make_settings()
+    settings = plain.model_copy(update={"training": plain.training.model_copy(update={term: 0.1})})
+    with pytest.raises(UpsError, match=rf"{term} is 0.1(.|\n)*zero by construction: the codec loses nothing"):
+        build_objective("operator", settings, make_simulator(16), AUGMENTS)
+    build_objective("codec", settings, make_simulator(16), AUGMENTS)
+    build_objective("operator", settings, make_simulator(2), AUGMENTS)
+    trained = make_settings(training={term: 0.1}, latent={"codec": {"train_with_operator": True}})
+    build_objective("operator", trained, make_simulator(16), AUGMENTS)  # training may leave the exact codec

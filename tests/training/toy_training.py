@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from ups.config.learning import CosineSchedule, OptimizerSettings
 from ups.data.fields import Batch, Grid
+from ups.data.windows import WindowLoader
 from ups.training.checkpoint import CheckpointStore
 from ups.training.ema import build_ema
 from ups.training.loop import LoopSettings, StageOutcome, fit
 from ups.training.monitor import JsonlSink, Monitor
 from ups.training.optim import build_optimizer
-from ups.training.schedule import Budget, build_schedule
+from ups.training.schedule import Budget, Schedule, build_schedule
 
 CELLS = 8
 GRID = Grid((np.arange(CELLS) / CELLS,), (True,))
@@ -41,6 +42,10 @@ class ToyLoader:
         self.epoch = self.position = 0
         self.horizon = 1
         self.steps_per_epoch = num // batch_size
+
+    @property
+    def epochs(self) -> float:
+        return self.epoch + self.position / self.steps_per_epoch
 
     def set_horizon(self, horizon: int) -> None:
         self.horizon = horizon
@@ -114,7 +119,8 @@ def train(
     validate: Callable[[], float] | None = None,
     fingerprint: dict[str, Any] | None = None,
     budget: Budget | None = None,
-    loader: ToyLoader | None = None,
+    loader: ToyLoader | WindowLoader | None = None,
+    schedule: Schedule | None = None,
     device: torch.device = CPU,
     **changes: Any,
 ) -> StageOutcome:
@@ -125,7 +131,7 @@ def train(
         loader or ToyLoader(),
         budget=budget or Budget("steps", steps),
         optimizer=build_optimizer(objective.module, chosen),
-        schedule=build_schedule(CosineSchedule()),
+        schedule=schedule or build_schedule(CosineSchedule()),
         ema=build_ema(objective.module, ema_decay),
         settings=settings_with(**changes),
         validate=validate or objective.validate,

@@ -105,7 +105,6 @@ class TrainingSettings(Group):
     """Windows per rank and accumulation step; `auto` is 32 in one dimension, 8 in two, 2 in three."""
     accum_steps: PositiveInt = 1
     num_workers: NonNegativeInt | Literal["auto"] = "auto"
-    pin_memory: bool | Literal["auto"] = "auto"
     prefetch_factor: PositiveInt = 2
     amp: bool | Literal["auto"] = "auto"
     amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
@@ -142,6 +141,23 @@ class TrainingSettings(Group):
     def _check(self) -> Self:
         if self.lambda_rollout > 0 and self.rollout_horizon < 2:
             raise ValueError("lambda_rollout is above 0, but rollout_horizon is 1: give rollout_horizon at least 2")
+        if self.rollout_horizon > 1 and self.lambda_rollout == 0:
+            raise ValueError(
+                f"rollout_horizon is {self.rollout_horizon}, but lambda_rollout is 0: roll-outs would have no weight; "
+                "give lambda_rollout above 0, or rollout_horizon 1"
+            )
+        always_rolls_out = self.lambda_rollout > 0 and self.rollout_start == 0
+        if self.lambda_forward == self.lambda_relative == self.lambda_spectral == 0 and not always_rolls_out:
+            raise ValueError(
+                "lambda_forward, lambda_relative and lambda_spectral are all 0: there is nothing to minimise; give one "
+                "of them above 0, or lambda_rollout above 0 with rollout_start 0"
+            )
+        inverse = [key for key in ("lambda_inv_enc", "lambda_inv_dec") if getattr(self, key) > 0]
+        if inverse and self.inverse_loss_max_weight == 0:
+            raise ValueError(
+                f"{' and '.join(inverse)} above 0 would have no weight: inverse_loss_max_weight is 0; raise it, or "
+                f"give {' and '.join(inverse)} 0"
+            )
         return self
 
 

@@ -63,6 +63,12 @@ class PdetSettings(Group):
     def _check(self) -> Self:
         if self.hidden_dim % self.heads:
             raise ValueError(f"heads is {self.heads}, which does not divide hidden_dim, {self.hidden_dim}")
+        width = self.hidden_dim // self.heads
+        if width % 2:
+            raise ValueError(
+                f"hidden_dim // heads is {self.hidden_dim} // {self.heads} = {width}; rotary pairs need an even head "
+                "width: change heads or hidden_dim"
+            )
         return self
 
 
@@ -155,6 +161,11 @@ class Settings(Group):
     def _check(self) -> Self:
         if self.latent.codec.train_with_operator and self.stages.operator.skipped:
             raise ValueError("latent.codec.train_with_operator is true, but stages.operator.epochs is 0")
+        if self.training.lambda_inv_enc > 0 and not self.latent.codec.train_with_operator:
+            raise ValueError(
+                "training.lambda_inv_enc is above 0, but latent.codec.train_with_operator is false: the codec is "
+                "frozen, there is nothing to train; make it true, or give lambda_inv_enc 0"
+            )
         return self
 
     def stage(self, name: StageName) -> StageSettings:

@@ -10,6 +10,7 @@ from ups.config.data import DataSettings
 from ups.config.kinds import Files
 from ups.data.pdebench import possible_tasks
 from ups.data.problems import BadDataError, DataProblem, bad, raise_if_any
+from ups.physics.equations import get_equation
 
 SUFFIXES = frozenset({".h5", ".hdf5"})
 
@@ -37,8 +38,11 @@ def find_files(data: DataSettings) -> dict[str, TaskFiles]:
     """The files of every task. A name may hold `*`, `?` or `[...]`; without names, the root folder is searched.
 
     Raises:
+        UsageError: there is no equation of a task's name.
         DataError: a pattern without a match, a root folder that is missing or holds no file of a task; all are listed.
     """
+    for task in data.task:
+        get_equation(task)
     root = Path(data.root)
     if data.split.by_files:
         chosen = {"train": data.split.train_files, "valid": data.split.valid_files, "test": data.split.test_files}

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import fcntl
+import glob
 import os
+import re
+import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import h5py
@@ -17,11 +24,13 @@ from torch import Tensor
 from ups.errors import UpsError, UsageError
 from ups.physics.description import Equation
 from ups.physics.equations import get_equation
-from ups.physics.solvers import solve, solver_of
+from ups.physics.solvers import one_thread, solve, solver_of
 from ups.runtime import Progress, SilentProgress
 
 _CHUNK_VALUES = 1 << 24  # float64 values computed at once (128 MiB): frames at the solver's own resolution
 _MIN_RESOLUTION, _MIN_FRAMES = 8, 2
+_LARGEST_SEED = 2**63 - 1  # what an attribute of a file holds
+_TRAJECTORY_OVERHEAD = 8 << 10  # bytes of HDF5's own for each trajectory, at most
 
 
 def generate(
@@ -48,7 +57,7 @@ def generate(
         equation_name: such as `burgers1d`.
         out: HDF5 file; its folder is made.
         samples: trajectories, at least 1.
-        seed: of the initial states, from 0.
+        seed: of the initial states, from 0 to 2**63 - 1.
         params: values by the parameter's name; the others keep their defaults.
         resolution: cells along each axis; None is 256 in one dimension and 64 in two (published: 1024 and 128).
         frames: the first included; None is 41 in one dimension and 21 in two (published: 201 or 101).
@@ -57,31 +66,94 @@ def generate(
         overwrite: replace `out` if it exists.
 
     Raises:
-        UsageError: an unknown equation or parameter, a value out of bounds, or `out` exists.
-        UpsError: the equation has no reference solver yet, or the file cannot be written.
+        UsageError: an unknown equation or parameter, a value out of bounds, or `out` exists or is a folder.
+        UpsError: the equation has no reference solver yet, the file does not fit on its disk, or it cannot be written.
     """
     equation = get_equation(equation_name)
     solver_of(equation)
     values = _parameter_values(equation, params)
-    points, steps = resolution or equation.make_resolution, frames or equation.make_frames
+    points = equation.make_resolution if resolution is None else resolution
+    steps = equation.make_frames if frames is None else frames
     end = equation.time if time is None else time
     _check(samples >= 1, f"samples is {samples}; at least 1 is needed")
-    _check(seed >= 0, f"seed is {seed}; it must be a whole number from 0")
+    _check(0 <= seed <= _LARGEST_SEED, f"seed is {seed}; it must be a whole number from 0 to 2**63 - 1")
     _check(points >= _MIN_RESOLUTION, f"resolution is {points}; at least {_MIN_RESOLUTION} cells are needed")
     _check(steps >= _MIN_FRAMES, f"frames is {steps}; at least {_MIN_FRAMES} are needed")
     _check(0 < end < np.inf, f"time is {end:g}; it must be positive")
+    _check(not out.is_dir(), f"{out} is a folder; name the file to write")
     if out.exists() and not overwrite:
         raise UsageError(f"{out} exists; allow overwriting it (--overwrite), or choose another name")
     progress = progress or SilentProgress()
+    needed = samples * (4 * steps * len(equation.fields) * points**equation.dim + _TRAJECTORY_OVERHEAD)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.stem}-", dir=out.parent) as folder:
+        _remove_leftovers(out)
+        _require_space(out, needed)
+        with tempfile.TemporaryDirectory(prefix=f".{out.stem}-", dir=out.parent) as folder, _held(Path(folder)):
             partial = Path(folder) / out.name
-            with h5py.File(partial, "w") as file:
+            with _new_file(partial) as file:
                 _write(file, equation, values, samples, seed, points, np.linspace(0.0, end, steps), progress)
             os.replace(partial, out)
     except OSError as error:
-        raise UpsError(f"{out} cannot be written ({error}); choose another place, or make space") from error
+        reason = os.strerror(error.errno) if error.errno else "writing failed"
+        raise UpsError(f"{out} cannot be written ({reason}); choose another place, or make space") from error
+
+
+def _require_space(out: Path, needed: int) -> None:
+    free = shutil.disk_usage(out.parent).free
+    if needed > free:
+        sizes = f"it needs {needed / 2**20:,.1f} MiB and {free / 2**20:,.1f} MiB are free"
+        raise UpsError(f"{out} cannot be written: {sizes}; make space, make fewer, or choose another place")
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Removes the folders that killed processes left behind while they made this file; living ones hold theirs."""
+    for folder in out.parent.glob(f".{glob.escape(out.stem)}-*"):
+        ours = re.fullmatch("[a-z0-9_]{8}", folder.name.removeprefix(f".{out.stem}-")) and folder.is_dir()
+        if ours and {path.name for path in folder.iterdir()} <= {out.name}:
+            try:
+                with _held(folder):
+                    shutil.rmtree(folder)
+            except BlockingIOError:
+                continue
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Holds a folder as this process's own for as long as it lives.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[h5py.File]:
+    """A new file, which is given up when an error leaves the context."""
+    file = h5py.File(path, "w")
+    try:
+        yield file
+    except BaseException:
+        _give_up(file)
+        raise
+    finally:
+        file.close()
+
+
+def _give_up(file: h5py.File) -> None:
+    """Lets HDF5 write what is left of a file to memory: with writes that fail it cannot close, and crashes at exit."""
+    if sys.platform == "linux":
+        memory = os.memfd_create("given-up")
+        os.dup2(memory, file.id.get_vfd_handle(), inheritable=False)
+        os.close(memory)
+        with suppress(OSError, RuntimeError):  # a flush that failed makes the next one fail too, whatever it writes to
+            file.flush()
 
 
 def _check(fine: bool, message: str) -> None:
@@ -133,8 +205,14 @@ def _write(
         def report(share: float, first: int = first, length: int = len(numbers)) -> None:
             progress.update(first + share * length)
 
-        frames = _trajectories(equation, values, seed, numbers, resolution, factor, times, report)
-        writer.put(numbers, frames.to(torch.float32).numpy())
+        with one_thread():
+            frames = _trajectories(equation, values, seed, numbers, resolution, factor, times, report)
+        try:
+            writer.put(numbers, frames.to(torch.float32).numpy())
+            file.flush()
+        except RuntimeError as error:  # h5py's; the system's error stands in its text
+            number = re.search(r"errno = (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, "a write failed") from error
         progress.update(float(numbers.stop))
     progress.finish(f"{samples} trajectories of {len(times)} frames on {' x '.join([str(resolution)] * equation.dim)}")
 

@@ -80,8 +80,7 @@ def inspect_file(path: Path | str) -> FileSummary:
             task = tasks[0] if len(tasks) == 1 else None
             equation = EQUATIONS.get(task) if task else None
             params = _parameters(file, layout, equation) if equation else {}
-        recognised = task is not None and equation is None
-        problems = list(layout.problems) if recognised else _training_problems(file, task)
+        problems = [*layout.problems, _untrainable(path, tasks)] if equation is None else _training_problems(file, task)
         scanned = None if layout.problems else scan(file, layout)
         return FileSummary(
             path=str(path),
@@ -102,6 +101,59 @@ def inspect_file(path: Path | str) -> FileSummary:
         )
 
 
+def readable(summary: FileSummary) -> dict[str, object]:
+    """The summary as a person reads it: text, texts by name, or lines."""
+    return {
+        "path": summary.path,
+        "size": _bytes(float(summary.size)),
+        "layout": summary.layout,
+        "task": summary.task or "unknown",
+        "can be trained on": "no" if summary.problems else "yes",
+        "fields": ", ".join(summary.fields),
+        "trajectories": str(summary.num_trajectories),
+        "frames": " to ".join(map(str, dict.fromkeys(summary.frames))),
+        "grid": _shape(summary.grid),
+        "datasets": {name: _shape(shape) for name, shape in summary.datasets.items()},
+        "coordinates": {
+            axis.name: f"{axis.first:.4g} to {axis.last:.4g} ({_count(axis.num, 'value')})"
+            for axis in summary.coordinates
+        },
+        "ranges": {field.name: _range(field) for field in summary.ranges},
+        "parameters": {name: _values(values) for name, values in summary.params.items()} or "none",
+        "content hash": summary.content_hash or "not known",
+        "problems": [str(problem) for problem in summary.problems] or "none",
+    }
+
+
+def _bytes(size: float) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} GiB"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "one value"
+
+
+def _count(num: int, what: str) -> str:
+    return f"{num} {what}{'' if num == 1 else 's'}"
+
+
+def _range(field: FieldRange) -> str:
+    values = "no finite value"
+    if field.low is not None:
+        values = f"{field.low:.4g} to {field.high:.4g}, mean {field.mean:.4g}"
+    return values + "".join(f", {num} {kind}" for num, kind in ((field.num_nan, "NaN"), (field.num_inf, "Inf")) if num)
+
+
+def _values(values: tuple[float, ...]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.4g}"
+    return f"{values[0]:.4g} to {values[-1]:.4g} ({_count(len(values), 'value')})"
+
+
 def _parameters(file: h5py.File, layout: Layout, equation: Equation) -> dict[str, tuple[float, ...]]:
     """The values that each parameter takes; none where the file does not say."""
     values, problems = read_parameters(file, layout, equation)
@@ -111,6 +163,16 @@ def _parameters(file: h5py.File, layout: Layout, equation: Equation) -> dict[str
         if problems
         else {name: tuple(np.unique(column).tolist()) for name, column in zip(names, values.T, strict=True)}
     )
+
+
+def _untrainable(path: Path, tasks: tuple[str, ...]) -> DataProblem:
+    """Why a file's task is not one that can be trained on."""
+    if len(tasks) == 1:
+        known = f"there are {', '.join(EQUATIONS)}"
+        return DataProblem(str(path), f"cannot be trained on: its task {tasks[0]} is not supported yet", "", known)
+    could = ", ".join(tasks) or "none that is known by its shapes"
+    what = f"cannot be trained on: cannot tell its task (could be: {could})"
+    return DataProblem(str(path), what, "", "name the task in the attribute `task`, or in the settings")
 
 
 def _training_problems(file: h5py.File, task: str | None) -> list[DataProblem]:

@@ -16,7 +16,7 @@ import numpy as np
 from ups.data.problems import DataProblem, bad
 
 AXES = ("x", "y", "z")
-REWRITE = "write the file again, or leave it out of data.files"
+REWRITE = "write the file again, or name another"
 CONVERT = (
     "write it with `tensor` (N, T, X), with groups `0000`... of `data` and `grid`, with `density`, `pressure` and "
     "`Vx`, with `nu` and `tensor`, or with `velocity` and `particles`"

@@ -43,7 +43,7 @@ def open_hdf5(path: Path) -> h5py.File:
         DataError: it is missing, unreadable, empty, not HDF5, or truncated.
     """
     if not path.exists():
-        raise bad(path, "no such file", "check data.root and data.files")
+        raise bad(path, "no such file", "check the path")
     if not path.is_file():
         raise bad(path, "not a file", "name the HDF5 file itself")
     if not os.access(path, os.R_OK):
@@ -53,11 +53,12 @@ def open_hdf5(path: Path) -> h5py.File:
     if not head:
         raise bad(path, "is empty", "download or generate it again")
     if head != _SIGNATURE:
-        raise bad(path, "is not an HDF5 file", "check data.files")
+        raise bad(path, "is not an HDF5 file", "name another file")
     try:
         return h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE_BYTES)
     except OSError as error:
-        raise bad(path, f"is truncated or damaged ({error})", "download or generate it again") from error
+        damage = "is truncated" if "truncated" in str(error) else "is damaged"
+        raise bad(path, damage, "download or generate it again") from error
 
 
 @contextmanager
@@ -66,7 +67,7 @@ def damage_named(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        damage = f"{what} cannot be read, the file is damaged ({error})"
+        damage = f"{what} cannot be read, the file is damaged"
         raise bad(path, damage, "download or generate it again") from error
 
 
@@ -214,7 +215,7 @@ def _trainable(path: Path, task: str, layout: Layout) -> Equation:
     equation = get_equation(task)
     if not can_hold(layout, equation):
         shape = f"{len(layout.fields)} field(s) on a {len(layout.grid_shape)}-dimensional grid"
-        raise bad(path, f"holds {shape}, which {task} has not", "change data.task or data.files")
+        raise bad(path, f"holds {shape}, which {task} has not", "name another task or another file")
     return equation
 
 
@@ -226,7 +227,7 @@ def structure_problems(path: Path, layout: Layout, min_frames: int) -> list[Data
         problems.append(DataProblem(str(path), what, where, remedy))
 
     if not layout.lengths:
-        wrong("holds no trajectory", "", "generate it again, or leave it out of data.files")
+        wrong("holds no trajectory", "", "generate it again, or name another file")
     for name, axis, cells in zip(AXES, layout.axes, layout.grid_shape, strict=False):
         where = f"{name} coordinate"
         if axis is None:

@@ -167,7 +167,7 @@ def _shares(
     if parts is None:
         distinct = len({content for of_file in contents for content in of_file})
         what = f"{distinct} distinct trajectories are too few to give each split one"
-        raise bad(shared[0], what, "use more, or set the fraction of a split to 0")
+        raise bad(shared[0], what, "make more trajectories, or name files per split")
     chosen = {
         split: np.concatenate([numbers[path][part] for path, part in zip(shared, of_files, strict=True)])
         for split, of_files in parts.items()
@@ -204,10 +204,10 @@ def _disagreements(files: Sequence[TrajectoryFile], data: DataSettings) -> list[
     for file in files:
         shape = "x".join(map(str, file.grid.shape))
         if not file.grid.matches(first.grid):
-            wrong(file, f"its grid ({shape}) differs from that of {first.path}", "", "leave it out of data.files")
+            wrong(file, f"its grid ({shape}) differs from that of {first.path}", "", "name files that fit together")
         if not np.isclose(time_step(file), time_step(first), rtol=1e-4):
             steps = f"its time step {time_step(file):g} differs from {time_step(first):g} of {first.path}"
-            wrong(file, steps, "", "leave it out of data.files")
+            wrong(file, steps, "", "name files that fit together")
         if data.resolution is not None and any(size % data.resolution for size in file.grid.shape):
             what = f"its grid ({shape}) cannot be thinned to {data.resolution} points per axis"
             wrong(file, what, "", "set data.resolution to a divisor")

@@ -105,6 +105,11 @@ class WindowLoader:
         return len(self._plan().batches)
 
     @property
+    def epochs(self) -> float:
+        """Epochs handed out, with the part of the current one at the current horizon."""
+        return self.epoch + self._position / self.steps_per_epoch
+
+    @property
     def num_windows(self) -> int:
         """Windows of the current horizon, over all tasks and ranks."""
         return sum(one.num_windows(self.context + self.horizon) for one in self.sets.values())
@@ -152,8 +157,14 @@ class WindowLoader:
             raise DataError(f"there is no batch {state['position']} in this data; resume with the data trained on")
         self.epoch, self._position, self.horizon = state["epoch"], state["position"], state["horizon"]
 
+    def __enter__(self) -> WindowLoader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Stops reading ahead."""
+        """Stops reading ahead and waits for its threads to end; closing again does nothing."""
         self._drop_ahead()
         if self._pool is not None:
             self._pool.shutdown()

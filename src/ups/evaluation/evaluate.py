@@ -63,27 +63,35 @@ class Evaluation:
         """Scores by metric of one emulator, by default the one under judgement."""
         return self.tasks[task].emulators[emulator or self.subject].scores
 
-    def with_solver_costs(self, costs: Mapping[str, SolverCost]) -> Evaluation:
+    def with_solver_costs(
+        self, costs: Mapping[str, SolverCost], reasons: Mapping[str, str] | None = None
+    ) -> Evaluation:
         """The evaluation with `solver_speedup` filled in: the solver's seconds per trajectory over the emulator's.
 
         Args:
-            costs: by task, of the coarsest reference solution as accurate as the emulator, over the same frames.
+            costs: by task, of the coarsest reference solution at least as accurate as the emulator, over the same
+                frames.
+            reasons: by task, why the reference solver could not be timed.
         """
         tasks = dict(self.tasks)
+        for name, reason in (reasons or {}).items():
+            tasks[name] = self._with_speedup(tasks[name], Score(None, reason))
         for name, cost in costs.items():
             task = tasks[name]
-            ours = task.emulators[self.subject]
-            scores = {**ours.scores, "solver_speedup": _speedup(ours, cost, task.facts["steps"])}
+            speedup = _speedup(task.emulators[self.subject], cost, task.facts["steps"])
             solver = {
                 "resolution": cost.resolution,
                 "nrmse": cost.nrmse,
                 "seconds": cost.seconds_per_trajectory,
                 "found": cost.found,
             }
-            facts = {**task.facts, "solver": solver}
-            emulators = {**task.emulators, self.subject: replace(ours, scores=scores)}
-            tasks[name] = replace(task, emulators=emulators, facts=facts)
+            tasks[name] = replace(self._with_speedup(task, speedup), facts={**task.facts, "solver": solver})
         return replace(self, tasks=tasks)
+
+    def _with_speedup(self, task: TaskEvaluation, speedup: Score) -> TaskEvaluation:
+        ours = task.emulators[self.subject]
+        ours = replace(ours, scores={**ours.scores, "solver_speedup": speedup})
+        return replace(task, emulators={**task.emulators, self.subject: ours})
 
     def to_json(self) -> dict[str, Any]:
         """The scores in the layout of `evaluation/full.json`; `reasons` mirrors it where a score is null."""
@@ -165,6 +173,9 @@ def evaluate(
     for task, trajectories in sets.items():
         indices = chosen[task]
         found = {name: scorer.score(emulator, trajectories, indices) for name, emulator in emulators.items()}
+        only_subject = {"solver_speedup": Score(None, f"only computed for {subject}")}
+        for name in found.keys() - {subject}:
+            found[name] = replace(found[name], scores={**found[name].scores, **only_subject})
         other = MODES[1 - MODES.index(protocol.mode)]
         modes = {other: scorer.score(emulators[subject], trajectories, indices, mode=other)}
         kept: tuple[Showcase, ...] = ()
@@ -177,7 +188,7 @@ def evaluate(
                 "device": device,
             }
             kept = showcase.take(emulators, trajectories, showcase.choose(found[subject].per_sample), **options)
-        tasks[task] = TaskEvaluation(found, modes, _facts(trajectories, len(found[subject].curve.mean)), kept)
+        tasks[task] = TaskEvaluation(found, modes, _facts(trajectories, found[subject]), kept)
     progress.finish(f"nrmse {_text(tasks, subject)}")
     contexts = {task: emulators[subject].tasks[task].context for task in sets}
     return Evaluation(describe(protocol, sets, chosen, contexts, device), tasks, subject)
@@ -207,6 +218,7 @@ class _Scorer:
             mode=mode or self.protocol.mode,
             batch_size=size,
             device=device,
+            timed=True,
         ):
             gathered.add(batch)
             self.done.append(len(batch.indices))
@@ -243,7 +255,7 @@ def _speedup(ours: TaskScores, cost: SolverCost, steps: int) -> Score:
     return Score(cost.seconds_per_trajectory / (seconds * steps))
 
 
-def _facts(trajectories: TrajectorySet, steps: int) -> dict[str, Any]:
+def _facts(trajectories: TrajectorySet, ours: TaskScores) -> dict[str, Any]:
     equation = trajectories.equation
     values = trajectories.params
     ranges = {
@@ -254,7 +266,8 @@ def _facts(trajectories: TrajectorySet, steps: int) -> dict[str, Any]:
         "fields": [one.name for one in equation.fields],
         "grid": list(trajectories.grid.shape),
         "dt": float(trajectories.dt),
-        "steps": steps,
+        "steps": len(ours.curve.mean),
+        "timed_batch": ours.timed_batch,
         "parameters": ranges,
     }
 

@@ -70,7 +70,8 @@ def error_against_time(curves: Mapping[int, Mapping[str, Sequence[float | None]]
             if number == 0:
                 low, high = _gaps(curve["low"]), _gaps(curve["high"])
                 axes.fill_between(times, low, high, color=colour, alpha=0.18, linewidth=0)
-            axes.plot(times, _gaps(curve["mean"]), color=colour, linewidth=2.0 if number == 0 else 1.4)
+            mean = _gaps(curve["mean"])
+            axes.plot(times, mean, color=colour, linewidth=2.0 if number == 0 else 1.4, marker=_marker(mean))
         _log(axes)
         axes.set_xlabel("time")
         axes.set_ylabel("error / field")
@@ -134,7 +135,7 @@ def losses(
 ) -> Markup:
     """Training loss, and the validation nRMSE that chooses the weights, against the optimizer's steps."""
     with _chart("Loss against steps") as (figure, axes):
-        axes.plot(steps, _gaps(loss), color=MUTED, linewidth=1.1)
+        axes.plot(steps, _gaps(loss), color=MUTED, linewidth=1.1, marker=_marker(_gaps(loss)), markersize=4)
         if valid:
             axes.plot(valid_steps, _gaps(valid), color=SERIES[0], linewidth=1.8, marker="o", markersize=2.6)
         _log(axes)
@@ -166,6 +167,11 @@ def _chart(label: str, *, width: float = WIDTH, height: float = HEIGHT) -> Itera
 def _gaps(values: Sequence[float | None]) -> list[float]:
     """NaN, which leaves a gap in a line, in place of None."""
     return [math.nan if value is None else value for value in values]
+
+
+def _marker(values: Sequence[float]) -> str:
+    """A dot where there is one value only, of which no line can be drawn."""
+    return "o" if np.isfinite(values).sum() == 1 else ""
 
 
 def _log(axes: Axes, *which: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ups.errors import UpsError
+from ups.errors import UpsError, UsageError
 from ups.evaluation import pictures, plots, showcase
 from ups.evaluation.gallery import Gallery, make_gallery
 from ups.evaluation.scores import SCHEMA_VERSION
@@ -39,14 +39,15 @@ def write_report(run_dir: Path) -> Path:
     """Writes `report.html` into a run's folder, from what is there; what is not is said to be missing.
 
     Args:
-        run_dir: a run's folder, with any of `config.yaml`, `metadata.json`, `log.jsonl`, `evaluation/full.json` (or
+        run_dir: a run's folder: `config.yaml`, and any of `metadata.json`, `log.jsonl`, `evaluation/full.json` (or
             `small.json`) and `evaluation/fields.npz`.
 
     Raises:
-        UpsError: the folder does not exist or cannot be written, or a file in it is damaged.
+        UsageError: the folder is no run's.
+        UpsError: the folder cannot be written, or a file in it is damaged.
     """
-    if not run_dir.is_dir():
-        raise UpsError(f"{run_dir} is not a folder; give the folder of a run, such as runs/<run_id>")
+    if not (run_dir / "config.yaml").is_file():
+        raise UsageError(f"{run_dir} is no run's folder: it has no config.yaml; give the folder that 'ups run' printed")
     html = render(Run(run_dir))
     target, part = run_dir / "report.html", run_dir / "report.html.part"
     try:
@@ -101,13 +102,9 @@ class Run:
 
     @cached_property
     def environment(self) -> list[tuple[str, str]]:
-        """Metadata as lines of a table."""
-        return list(_lines({key: value for key, value in self.metadata.items() if key != "seconds"}))
-
-    @cached_property
-    def seconds(self) -> dict[str, float]:
-        """Seconds of every step of the run."""
-        return dict(self.metadata.get("seconds", {}))
+        """Metadata as lines of a table: what a reader asks for first, then the steps of the run, hashes last."""
+        lines = [line for line in _lines(self.metadata, none="–") if not line[0].endswith(".key")]
+        return sorted(lines, key=lambda line: _rank(line[0]))
 
     @cached_property
     def scope(self) -> str:
@@ -248,6 +245,25 @@ def _average(scores: Scores, name: str) -> float:
     return float(np.mean([np.inf if value is None else value for value in values]))
 
 
+_FIRST = ("machine.", "threads", "world_size", "versions.", "created_at", "")
+"""How names of metadata begin that come first, in their order; all others but steps and hashes are alike."""
+
+
+def _rank(name: str) -> int:
+    """Place of a line of metadata among the others."""
+    if name.endswith("hash") or name == "architecture":
+        return len(_FIRST) + 1
+    if name.startswith("steps."):
+        return len(_FIRST)
+    return next(place for place, start in enumerate(_FIRST) if name.startswith(start))
+
+
+def _label(stage: str) -> str:
+    """What a stage of the log is called on the page."""
+    name = stage.removeprefix("baselines-")
+    return stage if name == stage else f"{name} (baseline)"
+
+
 def _stage(name: str, records: Sequence[Mapping[str, Any]]) -> StageCurve:
     trained = [record for record in records if "loss" in record]
     valid = [record for record in records if "valid_nrmse" in record]
@@ -259,7 +275,7 @@ def _stage(name: str, records: Sequence[Mapping[str, Any]]) -> StageCurve:
     )
     found = [record["valid_nrmse"] for record in valid if record["valid_nrmse"] is not None]
     return StageCurve(
-        name=name,
+        name=_label(name),
         chart=chart,
         steps=max((int(record["step"]) for record in records), default=0),
         seconds=max((record["elapsed"] for record in records if record.get("elapsed") is not None), default=None),
@@ -268,12 +284,12 @@ def _stage(name: str, records: Sequence[Mapping[str, Any]]) -> StageCurve:
     )
 
 
-def _lines(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested values as pairs of dotted name and text."""
+def _lines(values: Mapping[str, Any], prefix: str = "", none: str = "all") -> list[tuple[str, str]]:
+    """Nested values as pairs of dotted name and text; `none` is what None means there."""
     found: list[tuple[str, str]] = []
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found += _lines(value, f"{prefix}{key}.")
+            found += _lines(value, f"{prefix}{key}.", none)
         else:
-            found.append((f"{prefix}{key}", "all" if value is None else str(value)))
+            found.append((f"{prefix}{key}", none if value is None else str(value)))
     return found

@@ -61,12 +61,14 @@ class TaskScores:
         per_sample: index of each trajectory with its nrmse, None where the roll-out diverged.
         curve: error against time.
         spectrum: None when no sample reached the last frame with finite values.
+        timed_batch: trajectories in the batch that the wall clock was taken of.
     """
 
     scores: Mapping[str, Score]
     per_sample: Mapping[int, float | None]
     curve: ErrorCurve
     spectrum: Spectrum | None
+    timed_batch: int | None
 
 
 def _mean(values: Tensor) -> float:
@@ -95,13 +97,15 @@ class ScoreAccumulator:
         self._by_frame: list[Tensor] = []
         self._per_sample: dict[int, float | None] = {}
         self._diverged: list[int] = []
-        self._seconds, self._steps = 0.0, 0
+        self._wall_clock: float | None = None
+        self._timed_batch: int | None = None
         self._energy: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
 
     def add(self, batch: RolloutBatch) -> None:
         """Takes a batch of roll-outs, compared in pieces that bound the memory."""
-        self._seconds += batch.seconds
-        self._steps += batch.truth.shape[0] * batch.truth.shape[1]
+        if batch.seconds is not None:
+            self._timed_batch, steps = batch.truth.shape[:2]
+            self._wall_clock = batch.seconds / (self._timed_batch * steps)
         chunk = max(1, CHUNK_VALUES // batch.truth[0].numel())
         for first in range(0, len(batch.indices), chunk):
             self._add(batch, slice(first, first + chunk))
@@ -148,8 +152,9 @@ class ScoreAccumulator:
         scores = {name: self._reduce(name, torch.cat(values)) for name, values in self._values.items()}
         scores |= {name: Score(None, reason) for name, reason in self._unavailable.items()}
         scores["diverged"] = Score(float(len(self._diverged)))
-        scores["wall_clock"] = Score(self._seconds / self._steps)
-        return TaskScores(scores, dict(sorted(self._per_sample.items())), self._curve(), self._spectrum())
+        scores["wall_clock"] = Score(self._wall_clock, None if self._wall_clock is not None else "it was not timed")
+        per_sample = dict(sorted(self._per_sample.items()))
+        return TaskScores(scores, per_sample, self._curve(), self._spectrum(), self._timed_batch)
 
     def _reduce(self, name: str, values: Tensor) -> Score:
         if self._diverged:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,12 +146,15 @@ def load(path: Path) -> tuple[Showcase, ...]:
     Raises:
         DataError: the file is damaged.
     """
+    damaged = f"{path} is damaged; evaluate the run again"
+    if not zipfile.is_zipfile(path):
+        raise DataError(damaged)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             index = json.loads(str(arrays["index"]))
             return tuple(_restore(entry, number, arrays) for number, entry in enumerate(index))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is damaged ({error}); evaluate the run again") from error
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(damaged) from error  # numpy's own words speak of pickles
 
 
 def _restore(entry: Mapping[str, Any], number: int, arrays: Mapping[str, Array]) -> Showcase:

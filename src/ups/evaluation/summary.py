@@ -12,6 +12,12 @@ from markupsafe import Markup
 BASELINES = ("persistence", "linear", "fno", "unet")
 """Every baseline that a run can be compared with."""
 
+SAME = 0.05
+"""Two errors closer than this part of the smaller one are called about equal."""
+
+FEW = 5
+"""On fewer trajectories than these, a verdict says so."""
+
 
 @dataclass(frozen=True)
 class MetricText:
@@ -51,7 +57,10 @@ GROUPS: tuple[tuple[str, tuple[MetricText, ...]], ...] = (
         "Physics",
         (
             MetricText("conservation_gap", "conservation gap", "drift of a conserved integral beyond that of the data"),
-            MetricText("bc_violation", "boundary violation", "slope through closed walls over the size of the field"),
+            MetricText(
+                "bc_violation", "boundary violation",
+                "error of the slope through closed walls, over the size of the field",
+            ),
         ),
     ),
     (
@@ -65,10 +74,10 @@ GROUPS: tuple[tuple[str, tuple[MetricText, ...]], ...] = (
     (
         "Speed",
         (
-            MetricText("wall_clock", "time per step", "of one trajectory, in batches, on this device", unit="s"),
+            MetricText("wall_clock", "time per step", "of one trajectory of a batch, on this device", unit="s"),
             MetricText(
                 "solver_speedup", "speed-up over the solver",
-                "against the reference solver, as coarse as is as accurate",
+                "against the coarsest reference solution that is at least as accurate",
                 larger_is_better=True, unit="×",
             ),
         ),
@@ -145,7 +154,7 @@ class Scores:
         solver = self.details(task).get("solver")
         if solver is None:
             return None
-        reached = "as accurate" if solver["found"] else "the finest tried and still less accurate"
+        reached = "at least as accurate" if solver["found"] else "the finest tried and still less accurate"
         return Markup(
             "The reference solver at {} points per axis, {}, has an nRMSE of {} and takes {} per trajectory."
         ).format(solver["resolution"], reached, number(solver["nrmse"]), with_unit(solver["seconds"], "s"))
@@ -158,7 +167,18 @@ class Scores:
         return (min(found)[1], min(found)[0]) if found else None
 
     def verdict(self, task: str) -> tuple[str, str]:
-        """Whether the emulator is worth having on this task: `good`, `bad` or `unknown`, and a sentence."""
+        """Whether the emulator is worth having on this task: `good`, `even`, `bad` or `unknown`, and a sentence."""
+        kind, sentence = self._verdict(task)
+        num = self.num_samples(task)
+        if num < FEW:
+            sentence += f" That is judged on {'one trajectory' if num == 1 else f'{num} trajectories'} only."
+        return kind, sentence
+
+    def num_samples(self, task: str) -> int:
+        """How many trajectories of a task were scored."""
+        return int(self.content["protocol"]["tasks"][task]["num_samples"])
+
+    def _verdict(self, task: str) -> tuple[str, str]:
         ours, best = self.of(self.subject, task).get("nrmse"), self.best_baseline(task)
         if ours is None:
             return "bad", f"The roll-out has no score: {self.reason(self.subject, task, 'nrmse')}."
@@ -167,14 +187,16 @@ class Scores:
         name, theirs = best
         if ours == 0 or theirs == 0:
             return "unknown", f"The best baseline, {name}, has an nRMSE of {plain(theirs)}."
-        if ours < theirs:
+        if max(ours, theirs) <= (1 + SAME) * min(ours, theirs):
             return (
-                "good",
-                f"Its error is {plain(theirs / ours, 2)} times smaller than that of the best baseline, {name}.",
+                "even",
+                f"It is about as good as the best baseline, {name}: their errors are within {100 * SAME:.0f} %.",
             )
+        if ours < theirs:
+            return "good", f"Its error is {plain(theirs / ours)} times smaller than that of the best baseline, {name}."
         return (
             "bad",
-            f"Its error is {plain(ours / theirs, 2)} times that of the best baseline, {name}: not worth using yet.",
+            f"Its error is {plain(ours / theirs)} times that of the best baseline, {name}: not worth using yet.",
         )
 
     def table(self, task: str) -> list[tuple[str, list[Row]]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ups.errors import UpsError
 from ups.models.emulator import Emulator, TaskSpec
-from ups.models.layers import BoundaryConv
+from ups.models.layers import BoundaryConv, full_precision
 from ups.models.step import StepEmulator
 
 
@@ -43,7 +43,9 @@ class LinearEmulator(StepEmulator):
 
 
 class SpectralConv(nn.Module):
-    """Multiplies the lowest modes of each axis by learned complex matrices (Li et al. 2021).
+    """Multiplies the lowest modes of each axis by learned complex matrices (Li et al. 2021), in the weights' precision.
+
+    Autocast does not reach it: FFTs refuse bfloat16.
 
     Args:
         modes: modes kept per axis; on all axes but the last, as many negative frequencies are kept too.
@@ -55,6 +57,10 @@ class SpectralConv(nn.Module):
         self.weight = nn.Parameter(torch.rand(2 ** (axes - 1), channels, channels, *[modes] * axes, 2) / channels**2)
 
     def forward(self, u: Float[Tensor, "batch channel *grid"]) -> Float[Tensor, "batch channel *grid"]:
+        with full_precision(u):
+            return self._multiply(u.to(self.weight.dtype))
+
+    def _multiply(self, u: Tensor) -> Tensor:
         dims = tuple(range(-self.axes, 0))
         spectrum = torch.fft.rfftn(u, dim=dims)
         modes = [min(self.modes, size) for size in spectrum.shape[2:]]

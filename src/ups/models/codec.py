@@ -63,7 +63,7 @@ class Codec(nn.Module):
     ) -> Float[Tensor, "batch channel point"]:
         """The field at any points, given in lattice cells: node i of an axis lies at i.
 
-        Only the tokens around the points are decoded.
+        The whole lattice is decoded, then interpolated at the points.
         """
         return self.interpolate(self.decode(z), points)
 

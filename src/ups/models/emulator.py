@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from ups.errors import UpsError
 from ups.models.layers import ModuleMap
 
+DT_TOLERANCE = 1e-3  # relative: time axes in files are rounded
+
 
 @dataclass(frozen=True)
 class TaskSpec:
     """What a trained model knows of a task: everything needed to advance its fields, and nothing of the data's files.
 
     `mean` and `std` are the train statistics of each field; `param_mean` and `param_std` those of each parameter, or of
-    its logarithm where `param_log`. `lattice` is the grid trained on; `origin` the coordinate of its first node.
+    its logarithm where `param_log`; `param_low` and `param_high` bound its raw values (empty in models saved without).
+    `lattice` is the grid trained on; `origin` the coordinate of its first node.
     """
 
     name: str
@@ -38,6 +41,8 @@ class TaskSpec:
     param_log: tuple[bool, ...] = ()
     param_mean: tuple[float, ...] = ()
     param_std: tuple[float, ...] = ()
+    param_low: tuple[float, ...] = ()
+    param_high: tuple[float, ...] = ()
 
     @property
     def axes(self) -> int:
@@ -50,16 +55,21 @@ class TaskSpec:
 
 
 class Normalizer(nn.Module):
-    """Fields, dt and parameters of one task, to and from the units a network works in."""
+    """Fields, dt and parameters of one task, to and from the units a network works in.
+
+    Args:
+        reference_log_dt: log of the time step that the conditioner reads as zero; None takes the task's own.
+    """
 
     mean: Tensor
     std: Tensor
     param_mean: Tensor
     param_std: Tensor
 
-    def __init__(self, spec: TaskSpec) -> None:
+    def __init__(self, spec: TaskSpec, reference_log_dt: float | None = None) -> None:
         super().__init__()
-        self.log_dt, self.param_log = math.log(spec.dt), spec.param_log
+        self.reference_log_dt = math.log(spec.dt) if reference_log_dt is None else reference_log_dt
+        self.param_log = spec.param_log
         shape = (len(spec.fields), *[1] * spec.axes)
         self.register_buffer("mean", torch.tensor(spec.mean).reshape(shape), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).reshape(shape), persistent=False)
@@ -81,8 +91,12 @@ class Normalizer(nn.Module):
     def features(
         self, dt: Float[Tensor, " batch"], params: Float[Tensor, "batch parameter"]
     ) -> Float[Tensor, "batch parameters_and_dt"]:
-        """What the conditioner reads: log(dt / dt_train) and the standardised parameters."""
-        return torch.cat([(dt.log() - self.log_dt)[:, None], self.params(params)], dim=1)
+        """What the conditioner reads: log(dt / dt_ref) and the standardised parameters.
+
+        dt_ref is the geometric mean of the steps of the model's tasks: it tells the tasks apart by their step, and is
+        zero where there is one task alone.
+        """
+        return torch.cat([(dt.log() - self.reference_log_dt)[:, None], self.params(params)], dim=1)
 
 
 class Emulator(nn.Module):
@@ -97,7 +111,10 @@ class Emulator(nn.Module):
     def __init__(self, tasks: Mapping[str, TaskSpec]) -> None:
         super().__init__()
         self.tasks = dict(tasks)
-        self.normalizers: ModuleMap[Normalizer] = ModuleMap({task: Normalizer(spec) for task, spec in tasks.items()})
+        mean_log_dt = sum(math.log(spec.dt) for spec in tasks.values()) / len(tasks)
+        self.normalizers: ModuleMap[Normalizer] = ModuleMap(
+            {task: Normalizer(spec, mean_log_dt) for task, spec in tasks.items()}
+        )
         self.context = max(spec.context for spec in tasks.values())
 
     def step(
@@ -124,9 +141,13 @@ class Emulator(nn.Module):
         """Autoregressive roll-out in physical units; it sees the context frames alone.
 
         Args:
+            dt: the step trained on: a model knows no other.
             mode: `latent` stays in latent space between steps, if there is one; `physical` decodes and encodes at each.
+
+        Raises:
+            UpsError: the model was not trained for the task, the grid or the time step.
         """
-        self.check(context, task)
+        self.check(context, task, dt)
         frames = []
         for _ in range(steps):
             frame = self.step(context, task=task, dt=dt, params=params)
@@ -140,8 +161,8 @@ class Emulator(nn.Module):
         """What the codec makes of a field; the field itself where there is no codec."""
         return u
 
-    def check(self, context: Tensor, task: str) -> None:
-        """Refuses fields that the model was not trained for, naming both shapes."""
+    def check(self, context: Tensor, task: str, dt: Tensor | None = None) -> None:
+        """Refuses fields and time steps that the model was not trained for, naming both shapes or steps."""
         if task not in self.tasks:
             raise UpsError(f"this model knows the tasks {', '.join(self.tasks)}, not '{task}'")
         spec = self.tasks[task]
@@ -151,4 +172,12 @@ class Emulator(nn.Module):
                 f"{task}: the initial frames have shape {tuple(context.shape)}, but the model was trained on "
                 f"(batch, context, field, *grid) = (any, {', '.join(map(str, expected))}); "
                 "subsample the input or train at its resolution (data.resolution)"
+            )
+        if dt is None:
+            return
+        other = ~((dt.double() - spec.dt).abs() <= DT_TOLERANCE * spec.dt)
+        if bool(other.any()):
+            raise UpsError(
+                f"{task}: the model makes steps of {spec.dt:g}; it was not trained for {float(dt[other][0]):g}; "
+                "give steps of its own size, or train on data with that time step"
             )

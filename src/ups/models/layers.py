@@ -28,11 +28,25 @@ class ModuleMap(nn.ModuleDict, Generic[Part]):
         return module
 
 
+def full_precision(tensor: Tensor) -> torch.autocast:
+    """A context in which autocast is off on the tensor's device: codec, linear base, rest and losses keep float32.
+
+    Under autocast a convolution hands on bfloat16, which FFTs refuse and in which no codec is lossless.
+    """
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 def pad_axis(u: Tensor, axis: int, before: int, after: int, periodic: bool) -> Tensor:
-    """Extends one axis beyond its ends: wrapped where periodic, else mirrored at the cell face (no normal gradient)."""
+    """Extends one axis beyond its ends: wrapped where periodic, else mirrored at the cell face (no normal gradient).
+
+    An axis shorter than the padding is wrapped or mirrored as often as it takes.
+    """
     if before == after == 0:
         return u
     size = u.shape[axis]
+    if max(before, after) > size:
+        place = torch.arange(-before, size + after, device=u.device) % (size if periodic else 2 * size)
+        return u.index_select(axis, torch.where(place < size, place, 2 * size - 1 - place))
     if periodic:
         return torch.cat([u.narrow(axis, size - before, before), u, u.narrow(axis, 0, after)], dim=axis)
     head, tail = u.narrow(axis, 0, before), u.narrow(axis, size - after, after)
@@ -79,6 +93,13 @@ class BoundaryConv(nn.Module):
 
     def forward(self, u: Float[Tensor, "batch channel *grid"], periodic: Sequence[bool]) -> Tensor:
         return CONV[self.dim](pad_grid(u, self.kernel // 2, periodic), self.weight, self.bias, groups=self.groups)
+
+
+class RMSNorm(nn.RMSNorm):
+    """Unit root mean square (Zhang and Sennrich 2019), taken in the weights' precision whatever autocast hands in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
 class Film(nn.Module):
@@ -158,7 +179,7 @@ class Attention(nn.Module):
         self.heads, self.window, self.shift = heads, window, shift
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
-        self.norm = nn.RMSNorm(dim // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.norm = RMSNorm(dim // heads, eps=1e-6) if qk_norm else nn.Identity()
         nn.init.normal_(self.qkv.weight, std=dim**-0.5)
         nn.init.zeros_(self.out.weight)
 
@@ -236,7 +257,7 @@ class Block(nn.Module):
         self.attention = Attention(dim, heads, window=window, shift=shift, qk_norm=qk_norm)
         hidden = int(mlp_ratio * dim)
         self.mlp_in, self.mlp_out = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.norm_attention, self.norm_mlp = nn.RMSNorm(dim, eps=1e-6), nn.RMSNorm(dim, eps=1e-6)
+        self.norm_attention, self.norm_mlp = RMSNorm(dim, eps=1e-6), RMSNorm(dim, eps=1e-6)
         self.film_attention, self.film_mlp = Film(condition_dim, dim), Film(condition_dim, dim)
         self.drop_path = drop_path
         nn.init.zeros_(self.mlp_out.weight)

@@ -11,7 +11,7 @@ with f_j = 1, p_1, .., p_P, p_1^2, .., p_P^2 (standardised parameters), so that 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -116,11 +116,12 @@ class LinearPropagator(nn.Module):
         return self.transform.inverse(torch.einsum("bf,foi...,bi...->bo...", features, matrix, modes))
 
     @torch.no_grad()
-    def fit(self, pairs: Sequence[tuple[Tensor, Tensor, Tensor]], ridge: float = 1e-10) -> None:
+    def fit(self, pairs: Iterable[tuple[Tensor, Tensor, Tensor]], ridge: float = 1e-10) -> None:
         """Least squares over (u_t, u_{t+dt}, params) batches, in float64, by the normal equations of every mode.
 
         Args:
-            pairs: batches of (batch, channel, *grid), the same one step later, (batch, parameter) standardised.
+            pairs: batches, read once and one at a time, of (batch, channel, *grid), the same one step later, and
+                (batch, parameter) standardised.
             ridge: Tikhonov weight relative to the mean energy of all modes; unexcited modes stay at zero gain.
         """
         gram = cross = None

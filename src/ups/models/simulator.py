@@ -15,9 +15,11 @@ from torch import Tensor
 from ups.errors import UpsError
 from ups.models.codec import Codec
 from ups.models.emulator import TaskSpec
-from ups.models.layers import ModuleMap
+from ups.models.layers import ModuleMap, full_precision
 from ups.models.operator import LatentOperator
 from ups.models.step import StepEmulator
+
+CODEC_FRAMES = 4096  # frames that a lossy codec's principal components are taken of, at most
 
 
 @dataclass(frozen=True)
@@ -88,16 +90,18 @@ class Simulator(StepEmulator):
         self, u: Float[Tensor, "batch context channel *grid"], *, task: str
     ) -> Float[Tensor, "batch context latent *tokens"]:
         """Physical frames to latent tokens, frame by frame."""
-        u_hat = self.normalizers[task](u)
-        z: Tensor = self.codecs[task].encode(u_hat.flatten(0, 1)).unflatten(0, u.shape[:2])
+        with full_precision(u):
+            u_hat = self.normalizers[task](u)
+            z: Tensor = self.codecs[task].encode(u_hat.flatten(0, 1)).unflatten(0, u.shape[:2])
         return z
 
     def decode(
         self, z: Float[Tensor, "batch time latent *tokens"], *, task: str
     ) -> Float[Tensor, "batch time channel *grid"]:
         """Latent tokens to physical frames on the lattice."""
-        u_hat = self.codecs[task].decode(z.flatten(0, 1))
-        frames: Tensor = self.normalizers[task].inverse(u_hat).unflatten(0, z.shape[:2])
+        with full_precision(z):
+            u_hat = self.codecs[task].decode(z.flatten(0, 1))
+            frames: Tensor = self.normalizers[task].inverse(u_hat).unflatten(0, z.shape[:2])
         return frames
 
     def decode_at(
@@ -108,10 +112,10 @@ class Simulator(StepEmulator):
         origin, spacing = (
             torch.tensor(values, dtype=torch.float64, device=points.device) for values in (spec.origin, spec.spacing)
         )
-        u_hat = self.codecs[task].decode_at(z.flatten(0, 1), (points.double() - origin) / spacing)
-        shape = (-1, 1)
         normalizer = self.normalizers[task]
-        values = u_hat * normalizer.std.reshape(shape) + normalizer.mean.reshape(shape)
+        with full_precision(z):
+            u_hat = self.codecs[task].decode_at(z.flatten(0, 1), (points.double() - origin) / spacing)
+            values = u_hat * normalizer.std.reshape(-1, 1) + normalizer.mean.reshape(-1, 1)
         frames: Tensor = values.unflatten(0, z.shape[:2])
         return frames
 
@@ -131,8 +135,12 @@ class Simulator(StepEmulator):
         params: Float[Tensor, "batch parameter"],
     ) -> Float[Tensor, "batch latent *tokens"]:
         """G: the latents `dt` after the last of `z`."""
-        u_hat = self.codecs[task].decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
-        z_next: Tensor = self.codecs[task].encode(self.advance_normalized(u_hat, task=task, dt=dt, params=params))
+        codec = self.codecs[task]
+        with full_precision(z):
+            u_hat = codec.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        u_next = self.advance_normalized(u_hat, task=task, dt=dt, params=params)
+        with full_precision(z):
+            z_next: Tensor = codec.encode(u_next)
         return z_next
 
     def rest(
@@ -156,7 +164,7 @@ class Simulator(StepEmulator):
         self, context: Tensor, steps: int, *, task: str, dt: Tensor, params: Tensor, mode: str = "latent"
     ) -> Float[Tensor, "batch steps latent *tokens"]:
         """Latents of `steps` steps after the context frames; mode `physical` decodes and encodes again after each."""
-        self.check(context, task)
+        self.check(context, task, dt)
         z, latents = self.encode(context, task=task), []
         for _ in range(steps):
             z_next = self.advance(z, task=task, dt=dt, params=params)[:, None]
@@ -181,6 +189,15 @@ class Simulator(StepEmulator):
     @torch.no_grad()
     def fit(self, task: str, pairs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
         """As `StepEmulator.fit`; a lossy codec starts at the principal components of the first frames."""
-        pairs = list(pairs)
         super().fit(task, pairs)
-        self.codecs[task].fit(self.normalizers[task](torch.cat([before for before, _, _ in pairs])[:4096]))
+        codec, normalizer = self.codecs[task], self.normalizers[task]
+        if codec.lossless:
+            return
+        frames: list[Tensor] = []
+        wanted = CODEC_FRAMES
+        for before, _, _ in pairs:
+            frames.append(normalizer(before[:wanted]))
+            wanted -= len(frames[-1])
+            if wanted == 0:
+                break
+        codec.fit(torch.cat(frames))

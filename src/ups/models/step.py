@@ -3,19 +3,21 @@
     u_{t+dt} = B u_t + rest,      rest_i = sum_axes (F_{i-1/2} - F_{i+1/2}) [+ S_i]      or      rest_i = dU_i,
 
 with the linear propagator B, and fluxes F, sources S or increments dU written by a network. A flux leaves the integral
-of a conserved field unchanged at any weights, trained or not.
+of a conserved field unchanged at any weights, trained or not; exactly so in latent space too, as long as the codec
+loses nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ups.models.emulator import Emulator, TaskSpec
-from ups.models.layers import ModuleMap
+from ups.models.layers import ModuleMap, full_precision
 from ups.models.propagator import LinearPropagator, ModeTransform
 
 REST_PER_FIELD = {"flux": (1, 0), "flux_source": (1, 1), "increment": (0, 1)}  # form -> (fluxes per axis, sources)
@@ -66,15 +68,24 @@ class Rest(nn.Module):
         return torch.cat([wall, inner], axis) - torch.cat([inner, wall], axis)
 
     @torch.no_grad()
-    def fit(self, left_over: Float[Tensor, "sample channel *grid"]) -> None:
+    def fit(self, left_over: Iterable[Float[Tensor, "sample channel *grid"]]) -> None:
         """Scales the output so that raw values of unit size make changes of the size of `left_over` (u_{t+dt} - base).
+
+        Args:
+            left_over: batches, read once and one at a time; only sums over them are kept.
 
         The flux needed for a change r is the gradient of a potential, |F_k| = |r_k| / |D_k| per Fourier mode, with D
         the difference operator; its root mean square over samples is the scale.
         """
-        sources = left_over.square().mean(dim=[0, *range(2, left_over.ndim)]).sqrt()
-        transform = ModeTransform(left_over.shape[2:], [True] * self.axes)
-        spectrum = transform(left_over).abs().square()
+        samples, squares, spectrum, transform = 0, torch.zeros(()), torch.zeros(()), None
+        for batch in left_over:
+            transform = transform or ModeTransform(batch.shape[2:], [True] * self.axes)
+            samples += len(batch)
+            squares = squares + batch.square().sum([0, *range(2, batch.ndim)], dtype=torch.float64)
+            spectrum = spectrum + transform(batch).abs().square().sum(0, dtype=torch.float64)
+        if transform is None:
+            raise ValueError("the scale of the rest needs at least one pair of frames")
+        values = samples * math.prod(transform.shape)
         symbol = torch.zeros(transform.mode_shape)
         for axis, size in enumerate(transform.shape):
             frequency = torch.fft.rfftfreq(size) if axis == self.axes - 1 else torch.fft.fftfreq(size)
@@ -86,8 +97,7 @@ class Rest(nn.Module):
         half[0] = 1.0
         if transform.shape[-1] % 2 == 0:
             half[-1] = 1.0
-        cells = left_over[0, 0].numel()
-        fluxes = ((needed * half).flatten(2).sum(-1) / cells).mean(0).sqrt()
+        sources, fluxes = (squares / values).sqrt(), ((needed * half).flatten(1).sum(-1) / values).sqrt()
         tiny = torch.finfo(torch.float32).tiny
         self.source_scale.copy_(sources.clamp_min(tiny).reshape(self.source_scale.shape))
         self.flux_scale.copy_(fluxes.clamp_min(tiny).reshape(self.flux_scale.shape))
@@ -147,9 +157,15 @@ class StepEmulator(Emulator):
     ) -> Float[Tensor, "batch channel *grid"]:
         """One step on the lattice, in normalised fields."""
         physics, normalizer = self.physics[task], self.normalizers[task]
-        base: Tensor = physics.advance_base(u_hat[:, -1], normalizer.params(params))
-        raw = self.rest(u_hat.flatten(1, 2), normalizer.features(dt, params), task)
-        return base if raw is None else base + physics.rest(raw)
+        with full_precision(u_hat):
+            base: Tensor = physics.advance_base(u_hat[:, -1], normalizer.params(params))
+            features = normalizer.features(dt, params)
+        raw = self.rest(u_hat.flatten(1, 2), features, task)  # the network alone runs under the caller's autocast
+        if raw is None:
+            return base
+        with full_precision(u_hat):
+            change: Tensor = physics.rest(raw.to(base.dtype))
+            return base + change
 
     def step(
         self,
@@ -170,10 +186,18 @@ class StepEmulator(Emulator):
         """Fits what has a closed form to training frames: the linear base and the scale of the rest.
 
         Args:
-            pairs: batches of (u_t, u_{t+dt}, params), physical: (batch, channel, *grid) twice, (batch, parameter).
+            pairs: batches of (u_t, u_{t+dt}, params), physical: (batch, channel, *grid) twice, (batch, parameter). They
+                are read once for each thing that is fitted, and only one batch at a time is held.
         """
+        if isinstance(pairs, Iterator):
+            raise ValueError("pairs are read more than once: give a list or another iterable that starts anew")
         physics, normalizer = self.physics[task], self.normalizers[task]
-        hats = [(normalizer(before), normalizer(after), normalizer.params(params)) for before, after, params in pairs]
+
+        def hats() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            return (
+                (normalizer(before), normalizer(after), normalizer.params(params)) for before, after, params in pairs
+            )
+
         if physics.base is not None:
-            physics.base.fit(hats)
-        physics.rest.fit(torch.cat([after - physics.advance_base(before, params) for before, after, params in hats]))
+            physics.base.fit(hats())
+        physics.rest.fit(after - physics.advance_base(before, params) for before, after, params in hats())

@@ -17,6 +17,9 @@ from ups.models.emulator import Emulator, TaskSpec
 from ups.models.simulator import Simulator
 from ups.models.store import load_model
 
+SAME_VALUE = 1e-3  # relative difference up to which a parameter is the one value trained at
+EDGE = 1e-6  # relative: float32 rounding of the ends of the range trained on
+
 Array = Tensor | NDArray[np.generic] | Sequence[Any]
 
 
@@ -56,6 +59,7 @@ class Surrogate:
         points: Array | None = None,
         members: int | None = None,
         mode: str = "latent",
+        extrapolate: bool = False,
     ) -> Float[Tensor, "batch steps channel *where"]:
         """Rolls the model out from initial fields, in physical units.
 
@@ -63,8 +67,10 @@ class Surrogate:
             u0: (batch, channel, *grid), or (batch, context, channel, *grid) for a model of more than one context frame.
             steps: frames to predict, each `spec().dt` after the last.
             params: PDE parameters by name, one number for all samples or one each; those left out take the train mean.
+                A parameter that training saw a single value of takes no other.
             points: (point, axis) physical coordinates to decode at instead of the grid.
             members: not available: an ensemble needs the residual diffusion stage, which does not exist yet.
+            extrapolate: let parameters lie outside the range trained on.
 
         Returns:
             (batch, steps, channel, *grid), or (batch, steps, channel, point) with `points`.
@@ -93,7 +99,7 @@ class Surrogate:
         arguments: dict[str, Any] = {
             "task": spec.name,
             "dt": dt,
-            "params": self._params(spec, params or {}, batch),
+            "params": self._params(spec, params or {}, batch, extrapolate),
             "mode": mode,
         }
         if points is None:
@@ -111,7 +117,9 @@ class Surrogate:
             values if isinstance(values, Tensor) else np.asarray(values), dtype=torch.float32, device=self.device
         )
 
-    def _params(self, spec: TaskSpec, given: Mapping[str, float | Sequence[float]], batch: int) -> Tensor:
+    def _params(
+        self, spec: TaskSpec, given: Mapping[str, float | Sequence[float]], batch: int, extrapolate: bool
+    ) -> Tensor:
         unknown = set(given) - set(spec.param_names)
         if unknown:
             raise UsageError(
@@ -119,7 +127,7 @@ class Surrogate:
                 f"not {', '.join(sorted(unknown))}"
             )
         columns = []
-        for name, log, mean in zip(spec.param_names, spec.param_log, spec.param_mean, strict=True):
+        for index, (name, log, mean) in enumerate(zip(spec.param_names, spec.param_log, spec.param_mean, strict=True)):
             value = self._tensor(given.get(name, float(np.exp(mean)) if log else mean))
             if value.numel() not in (1, batch):
                 raise UsageError(
@@ -127,6 +135,8 @@ class Surrogate:
                 )
             if log and not bool((value > 0).all()):
                 raise UsageError(f"params: {name} must be positive")
+            if name in given:
+                _check_trained(spec, index, value.double(), extrapolate)
             columns.append(value.expand(batch) if value.numel() == 1 else value)
         return torch.stack(columns, 1) if columns else torch.zeros(batch, 0, device=self.device)
 
@@ -149,6 +159,27 @@ class Surrogate:
                     f"the domain is {low:g} to {high:g}"
                 )
         return where
+
+
+def _check_trained(spec: TaskSpec, index: int, value: Tensor, extrapolate: bool) -> None:
+    """Refuses values of one parameter that training did not cover; a model saved without a range has none to leave."""
+    name, mean = spec.param_names[index], spec.param_mean[index]
+    if spec.param_std[index] == 0:
+        only = spec.param_low[index] if spec.param_low else float(np.exp(mean)) if spec.param_log[index] else mean
+        other = ~((value - only).abs() <= SAME_VALUE * abs(only))
+        if bool(other.any()):
+            raise UsageError(
+                f"params: this model was trained at {name} = {only:g} alone, and knows nothing of "
+                f"{name} = {float(value[other][0]):g}; train on data of several values of {name}"
+            )
+    elif spec.param_low and not extrapolate:
+        low, high = spec.param_low[index], spec.param_high[index]
+        outside = ~((value >= low - EDGE * abs(low)) & (value <= high + EDGE * abs(high)))
+        if bool(outside.any()):
+            raise UsageError(
+                f"params: {name} = {float(value[outside][0]):g} is outside the range trained on, {low:g} to {high:g}; "
+                "stay within it, or ask for it with extrapolate=True"
+            )
 
 
 def load(folder: str | Path, device: torch.device | str | None = None) -> Surrogate:

@@ -13,7 +13,8 @@ from ups.physics.solvers.advection import AdvectionSolver
 
 
 def _rhs(u: Float[Tensor, "batch 1 x"], params: Float[Tensor, "batch 1"], spacing: tuple[float, ...]) -> Tensor:
-    return -params[:, 0, None, None] * slope_periodic(u, spacing[0])
+    change: Tensor = -params[:, 0, None, None] * slope_periodic(u, spacing[0])
+    return change
 
 
 def _initial_condition(num: int, axes: tuple[Tensor, ...], params: Tensor, generator: torch.Generator) -> Tensor:
@@ -26,8 +27,7 @@ def _exact(
     """u(x, t) = u_0(x - beta t), where u_0 is a function, not values on a grid: kinks and windows stay sharp."""
     waves = RandomWaves.draw(num, generator)
     feet = axes[0] - params[0] * (times - times[0])[:, None]
-    values: Tensor = waves(feet.flatten())
-    return values.unflatten(1, feet.shape)[:, :, None]
+    return waves(feet.flatten()).reshape(num, len(times), 1, len(axes[0]))
 
 
 ADVECTION1D = Equation(

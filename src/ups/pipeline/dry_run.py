@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import torch
 
@@ -44,9 +45,9 @@ def _trainings(workspace: Workspace) -> Iterator[tuple[str, Objective, int, Budg
 
 def _try_batch(workspace: Workspace, name: str, objective: Objective, batch_size: int, budget: Budget | None) -> str:
     """Runs the heaviest batch of a training twice, the second time measured; what it found, in a line."""
-    loader = make_loader(workspace, batch_size)
-    loader.set_horizon(objective.plan(0, 1.0))
-    batch = next(iter(loader)).to(workspace.device)
+    with closing(make_loader(workspace, batch_size)) as loader:
+        loader.set_horizon(objective.plan(0, 1.0))
+        batch, steps_per_epoch = next(iter(loader)).to(workspace.device), loader.steps_per_epoch
     rng = torch.Generator(workspace.device).manual_seed(0)
     seconds = 0.0
     for _ in range(2):
@@ -62,7 +63,7 @@ def _try_batch(workspace: Workspace, name: str, objective: Objective, batch_size
         )
     count = sum(p.numel() for p in objective.module.parameters() if p.requires_grad)
     line = f"dry run {name}: {count:,} parameters, {1000 * seconds:.0f} ms a step"
-    steps = _steps(budget, loader.steps_per_epoch)
+    steps = _steps(budget, steps_per_epoch)
     return line if steps is None else f"{line}, {steps:,} steps: about {_duration(steps * seconds)}"
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import torch
 
 from ups.config.data import DataSettings
 from ups.config.load import load_settings
@@ -47,7 +50,9 @@ def evaluate_run(run: Path, files: Sequence[Path], split: str, progress: Progres
     """
     workspace = open_run(run, progress)
     simulator = load_model(run / "model", workspace.device)
-    sets = load_sets(files, simulator.tasks, workspace.settings.data) if files else workspace.splits[split]
+    sets = load_sets(files, simulator.tasks, workspace.settings.data) if files else own_split(workspace, split)
+    if files:
+        warn_of_overlap(workspace, sets)
     settings = workspace.settings.evaluation
     full = settings.full
     name = "files" if files else split
@@ -59,6 +64,35 @@ def evaluate_run(run: Path, files: Sequence[Path], split: str, progress: Progres
     write_json(path, found.to_json())
     progress.say(f"scores: {path}")
     return score_table(found.to_json())
+
+
+def own_split(workspace: Workspace, split: str) -> dict[str, TrajectorySet]:
+    """A split of the run's own data, as it was when the run was trained.
+
+    Raises:
+        DataError: the files have changed since, so that the split could hold trajectories that were trained on.
+    """
+    path = workspace.run_dir / "metadata.json"
+    known = json.loads(path.read_text(encoding="utf-8")).get("data_hash") if path.is_file() else None
+    if known != workspace.data_hash:
+        raise DataError(
+            f"the data files have changed since {workspace.run_dir} was trained: their {split} split may hold "
+            "trajectories that were trained on; put the files back, or score other files with --data"
+        )
+    return workspace.splits[split]
+
+
+def warn_of_overlap(workspace: Workspace, sets: Mapping[str, TrajectorySet]) -> None:
+    """Says how many of the given trajectories the run was trained or chosen on."""
+    path = workspace.run_dir / "data.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for task, given in sets.items():
+        for split, verb in (("train", "trained"), ("valid", "chosen")):
+            seen = len(set(given.hashes) & set(known.get(split, {}).get(task, ())))
+            if seen:
+                workspace.progress.say(
+                    f"warning: {seen} of {given.num} {task} trajectories are those the model was {verb} on"
+                )
 
 
 def load_sets(files: Sequence[Path], tasks: Mapping[str, TaskSpec], data: DataSettings) -> dict[str, TrajectorySet]:
@@ -87,6 +121,18 @@ def require_fit(spec: TaskSpec, trajectories: TrajectorySet, path: Path) -> None
         raise DataError(
             f"{path}: its grid is {found}, but the model was trained on {wanted}; give files of that resolution"
         )
+    spacing = tuple(trajectories.grid.spacing)
+    if not all(math.isclose(found, wanted, rel_tol=1e-3) for found, wanted in zip(spacing, spec.spacing, strict=True)):
+        raise DataError(
+            f"{path}: its cells are {spacing} wide, but the model was trained on {spec.spacing}; the domains differ"
+        )
+    for name, low, high, column in zip(
+        spec.param_names, spec.param_low, spec.param_high, trajectories.params.T, strict=True
+    ):
+        if low == high and not torch.allclose(column, torch.full_like(column, low), rtol=1e-3):
+            raise DataError(
+                f"{path}: {name} reaches from {column.min():g} to {column.max():g}; the model knows {low:g} alone"
+            )
     if not math.isclose(float(trajectories.dt), spec.dt, rel_tol=1e-3):
         raise DataError(
             f"{path}: its frames are {float(trajectories.dt):g} apart, but the model steps {spec.dt:g}; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -40,37 +41,53 @@ def evaluate_models(
         progress=workspace.progress,
         showcases=scope == "full",
     )
-    if scope == "full" and settings.solver_reference:
-        found = found.with_solver_costs(solver_costs(found, sets, workspace))
     found.save(workspace.run_dir / "evaluation", scope)
+    if scope == "full" and settings.solver_reference:
+        found = time_solvers(found, sets, workspace)
+        found.save(workspace.run_dir / "evaluation", scope)
     return found
 
 
-def solver_costs(found: Evaluation, sets: Mapping[str, TrajectorySet], workspace: Workspace) -> dict[str, SolverCost]:
-    """By task, the reference solver at the coarsest resolution that is as accurate as the simulator.
+def time_solvers(found: Evaluation, sets: Mapping[str, TrajectorySet], workspace: Workspace) -> Evaluation:
+    """The evaluation with the reference solver at the coarsest resolution that is as accurate as the simulator.
 
-    Tasks without a solver are left out, and so are those on which the simulator has no score to reach.
+    Where there is none, because of the equation, the data or the simulator's own error, the score says why.
     """
-    costs = {}
+    costs, reasons = {}, {}
     for task, trajectories in sets.items():
-        nrmse = found.scores(task)["nrmse"].value
-        if nrmse is None or not trajectories.equation.has_solver:
-            continue
-        steps = len(found.tasks[task].emulators[found.subject].curve.mean)
-        first = int(trajectories.lengths.max()) - steps  # the last context frame is the solver's initial condition
-        index = torch.nonzero(trajectories.lengths == trajectories.lengths.max())[:SOLVER_SAMPLES, 0]
-        frames = trajectories.gather(index, torch.full_like(index, first - 1), steps + 1).double()
-        workspace.progress.say(f"{task}: timing the reference solver at nrmse {nrmse:.3g}")
-        costs[task] = coarsest_solver(
-            trajectories.equation,
-            frames[:, 0],
-            frames,
-            trajectories.params[index].double(),
-            float(trajectories.dt) * torch.arange(steps + 1, dtype=torch.float64).numpy(),
-            trajectories.grid.spacing,
-            nrmse,
-        )
-    return costs
+        try:
+            costs[task] = solver_cost(found, task, trajectories, workspace)
+        except UpsError as error:  # of the solver alone: the simulator's scores stand
+            reasons[task] = str(error)
+            workspace.progress.say(f"{task}: no reference solver: {error}")
+    return found.with_solver_costs(costs, reasons)
+
+
+def solver_cost(found: Evaluation, task: str, trajectories: TrajectorySet, workspace: Workspace) -> SolverCost:
+    """What the reference solver costs at the simulator's own error, over the same frames of the same trajectories.
+
+    Raises:
+        UpsError: there is no solver for this equation or this domain, or the simulator has no error to reach.
+    """
+    ours = found.tasks[task].emulators[found.subject]
+    context, steps = workspace.settings.data.context, len(ours.curve.mean)
+    scored = {index: error for index, error in ours.per_sample.items() if error is not None}
+    whole = [index for index in scored if int(trajectories.lengths[index]) >= context + steps][:SOLVER_SAMPLES]
+    if not whole:
+        raise UpsError("the simulator has no error that a solver could be asked to reach")
+    target = fmean(scored[index] for index in whole)
+    index = torch.tensor(whole)
+    frames = trajectories.gather(index, torch.full_like(index, context - 1), steps + 1).double()
+    workspace.progress.say(f"{task}: timing the reference solver at nrmse {target:.3g}")
+    return coarsest_solver(
+        trajectories.equation,
+        frames[:, 0],
+        frames,
+        trajectories.params[index].double(),
+        float(trajectories.dt) * torch.arange(steps + 1, dtype=torch.float64).numpy(),
+        trajectories.grid.spacing,
+        target,
+    )
 
 
 def score_table(scores: Mapping[str, Any]) -> list[Row]:
@@ -85,7 +102,7 @@ def score_table(scores: Mapping[str, Any]) -> list[Row]:
             rows.append(_row(task, name, found["nrmse"], found["one_step_nrmse"], found["codec_nrmse"], per_trajectory))
         solver = facts.get("solver")
         if solver is not None:
-            label = f"solver at {solver['resolution']}" + ("" if solver["found"] else " (finest tried)")
+            label = f"solver at {solver['resolution']}" + ("" if solver["found"] else " (best tried)")
             rows.append(_row(task, label, solver["nrmse"], None, None, solver["seconds"]))
     return rows
 

@@ -50,12 +50,15 @@ class StepRecords:
         if self.path.is_file():
             try:
                 self.records = json.loads(self.path.read_text(encoding="utf-8"))
-            except json.JSONDecodeError as error:
-                raise UpsError(f"{self.path} is damaged ({error}); delete it to run every step again") from error
+                damaged = not all(isinstance(record, dict) for record in self.records.values())
+            except (ValueError, AttributeError):
+                damaged = True
+            if damaged:
+                raise UpsError(f"{self.path} is damaged; delete it to run every step again")
 
-    def done(self, step: str, key: str) -> bool:
-        """Whether `step` was finished from exactly what it would start from now."""
-        return self.records.get(step, {}).get("key") == key
+    def done(self, step: str, key: str, *left: Path) -> bool:
+        """Whether `step` was finished from exactly what it would start from now, and what it left is still there."""
+        return self.records.get(step, {}).get("key") == key and all(path.exists() for path in left)
 
     def key(self, step: str) -> str | None:
         """What `step` was last finished from; None if it never was."""
@@ -73,6 +76,10 @@ class StepRecords:
         write_json(self.path, self.records)
 
     def forget(self, step: str) -> None:
-        """Makes `step` count as never done."""
-        if self.records.pop(step, None) is not None:
+        """Makes `step` count as never done, and so the parts of it, `step-...`."""
+        kept = {
+            name: record for name, record in self.records.items() if name != step and not name.startswith(f"{step}-")
+        }
+        if len(kept) < len(self.records):
+            self.records = kept
             write_json(self.path, self.records)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -15,6 +17,8 @@ from ups.errors import UpsError, UsageError
 from ups.models.emulator import TaskSpec
 from ups.models.surrogate import Surrogate, load
 from ups.physics.equations import get_equation
+from ups.pipeline.evaluate import open_run
+from ups.runtime import SilentProgress
 
 BATCH = 32
 
@@ -33,33 +37,54 @@ def rollout_file(run: Path, source: Path, steps: int, out: Path, points: Path | 
     if not out.parent.is_dir():
         raise UsageError(f"{out.parent} is not a folder; make it first, or name another with --out")
     where = None if points is None else read_points(points)
+    mode = open_run(run, SilentProgress()).settings.evaluation.rollout_mode
     surrogate = load(run)
-    with open_trajectories(source) as file:
+    only = surrogate.tasks[0] if len(surrogate.tasks) == 1 else None
+    with open_trajectories(source, only, min_frames=1) as file:
         spec = matching_spec(surrogate, file)
         predictions, context = [], file.read(np.arange(file.num_trajectories), 0, spec.context)
         for first in range(0, file.num_trajectories, BATCH):
             part = slice(first, first + BATCH)
             params = {name: file.params[part, column].tolist() for column, name in enumerate(spec.param_names)}
             predictions.append(
-                surrogate.rollout(torch.from_numpy(context[part]), steps, params, task=spec.name, points=where).cpu()
+                surrogate.rollout(
+                    torch.from_numpy(context[part]),
+                    steps,
+                    params,
+                    task=spec.name,
+                    points=where,
+                    mode=mode,
+                    extrapolate=True,  # a file's parameters are what they are
+                ).cpu()
             )
         times = float(file.times[0]) + spec.dt * np.arange(spec.context + steps)
-        attributes = dict(
-            zip((p.keys[0] for p in get_equation(spec.name).parameters), file.params[0].tolist(), strict=True)
-        )
+        parameters = {p.keys[0]: file.params[:, i] for i, p in enumerate(get_equation(spec.name).parameters)}
         axes = file.grid.axes
-    part_file = out.with_name(out.name + ".part")
+    with h5py.File(out.name, "w", driver="core", backing_store=False) as target:  # in memory: a full disk meets bytes
+        for name, values in parameters.items():
+            target.attrs[name] = values[0] if np.all(values == values[0]) else values
+        if where is None:
+            write_grid(target, spec, np.concatenate([context, torch.cat(predictions).numpy()], axis=1), axes, times)
+        else:
+            write_points(target, spec, torch.cat(predictions), where, times[spec.context :])
+        target.flush()
+        write_bytes(out, target.id.get_file_image())
+
+
+def write_bytes(out: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all.
+
+    Raises:
+        UpsError: it cannot be written.
+    """
+    part = out.with_name(out.name + ".part")
     try:
-        with h5py.File(part_file, "w") as target:
-            target.attrs.update(attributes)
-            if where is None:
-                write_grid(target, spec, np.concatenate([context, torch.cat(predictions).numpy()], axis=1), axes, times)
-            else:
-                write_points(target, spec, torch.cat(predictions), where, times[spec.context :])
-        os.replace(part_file, out)
+        part.write_bytes(content)
+        os.replace(part, out)
     except OSError as error:
-        part_file.unlink(missing_ok=True)
-        raise UpsError(f"{out} cannot be written: {error}; free space, or name another place with --out") from error
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise UpsError(f"{out} cannot be written: {error.strerror}; free space, or name another place") from error
 
 
 def read_points(path: Path) -> np.ndarray:
@@ -67,9 +92,16 @@ def read_points(path: Path) -> np.ndarray:
     try:
         values = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} holds no array of points: {error}; write one with numpy.save") from error
-    if not isinstance(values, np.ndarray) or values.ndim not in (1, 2) or not np.issubdtype(values.dtype, np.number):
+        raise UsageError(f"{path} holds no array of points; write one with numpy.save") from error
+    if (
+        not isinstance(values, np.ndarray)
+        or values.ndim not in (1, 2)
+        or values.size == 0
+        or values.dtype.kind not in "fiu"
+    ):
         raise UsageError(f"{path} holds no array (points, axes) of coordinates; write one with numpy.save")
+    if not np.isfinite(values).all():
+        raise UsageError(f"{path} holds coordinates that are NaN or infinite")
     return values.astype(np.float64)
 
 
@@ -80,16 +112,14 @@ def matching_spec(surrogate: Surrogate, file: TrajectoryFile) -> TaskSpec:
         UpsError: the model was not trained on the file's task, or with another time step.
     """
     spec = surrogate.spec(file.task)
-    if len(file.times) > 1:
-        dt = float(file.times[1] - file.times[0])
-        if not np.isclose(dt * round(spec.dt / dt), spec.dt, rtol=1e-3):
+    spacing = tuple(file.grid.spacing)
+    if tuple(file.grid.shape) == spec.lattice and not np.allclose(spacing, spec.spacing, rtol=1e-3):
+        raise UpsError(f"{file.path}: its cells are {spacing} wide, but the model was trained on {spec.spacing}")
+    if spec.context > 1:  # a single frame has no time step
+        dt = float(file.times[1] - file.times[0]) if len(file.times) > 1 else math.nan
+        if not math.isclose(dt, spec.dt, rel_tol=1e-3):
             raise UpsError(
-                f"{file.path}: its frames are {dt:g} apart and the model steps {spec.dt:g}; "
-                "give frames that the step is a multiple of"
-            )
-        if spec.context > 1 and not np.isclose(dt, spec.dt, rtol=1e-3):
-            raise UpsError(
-                f"{file.path}: its frames are {dt:g} apart, but the model reads {spec.context} frames {spec.dt:g} apart"
+                f"{file.path}: its frames are {dt:g} apart; the model reads {spec.context} frames {spec.dt:g} apart"
             )
     return spec
 

@@ -5,6 +5,7 @@ Every step is done once, and again when what it depends on changes.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,21 +43,20 @@ def run_pipeline(
         UpsError: a check failed, or a step met something the user has to mend; what was done stays done.
     """
     workspace = prepare(settings, progress, force=force, skip_checks=skip_checks)
-    simulator = train_stages(workspace)
-    trained = {name: workspace.records.note(name, "training_seconds", 0.0) for name in STAGES}
-    weights = digest([workspace.records.key(name) for name in STAGES])
-    emulators: dict[str, Emulator] = {"ups": simulator}
+    emulators: dict[str, Emulator] = {"ups": train_stages(workspace)}
     for name in settings.evaluation.baselines:
-        emulators[name] = train_baseline(workspace, name, sum(trained.values()), weights)
-    key = digest(weights, resolved(settings)["evaluation"], workspace.data_hash)
-    if not workspace.records.done("evaluate", key):
+        emulators[name] = train_baseline(workspace, name)
+    trained = [workspace.records.key(name) for name in (*STAGES, *(f"baselines-{name}" for name in emulators))]
+    key = digest(trained, resolved(settings)["evaluation"], workspace.data_hash)
+    scores = workspace.run_dir / "evaluation"
+    if not workspace.records.done("evaluate", key, scores / "small.json", scores / "full.json", scores / "fields.npz"):
         began = time.perf_counter()
         evaluate_models(workspace, emulators, "small", split="valid")
         evaluate_models(workspace, emulators, "full")
         workspace.records.finish("evaluate", key, time.perf_counter() - began)
-    workspace.write_metadata(trained=True)
+    workspace.write_metadata()
     report = workspace.run_dir / "report.html"
-    if not workspace.records.done("report", key) or not report.is_file():
+    if not workspace.records.done("report", key, report):
         from ups.evaluation.report import write_report  # matplotlib and jinja2, which training does not wait for
 
         began = time.perf_counter()
@@ -71,12 +71,13 @@ def train_pipeline(settings: Settings, *, progress: Progress, stage: StageName |
         raise UsageError(f"stages.{stage}.epochs is 0: there is nothing to train; give the stage a budget")
     workspace = prepare(settings, progress)
     train_stages(workspace, STAGES if stage is None else STAGES[: STAGES.index(stage) + 1])
-    workspace.write_metadata(trained=stage in (None, STAGES[-1]))
-    done = [name for name in STAGES if workspace.records.key(name)]
+    workspace.write_metadata()
+    asked = STAGES if stage is None else (stage,)
+    done = [name for name in asked if workspace.records.key(name)]
     rows = [
         {
             "stage": name,
-            "validation nrmse": f"{workspace.records.note(name, 'best_valid', 0.0):.3g}",
+            "validation nrmse": f"{workspace.records.note(name, 'best_valid', math.nan):.3g}",
             "steps": str(workspace.records.note(name, "steps", 0)),
         }
         for name in done
@@ -100,12 +101,12 @@ def prepare(
         raise UsageError(f"--force {unknown[0]}: the steps are {', '.join(STEPS)}")
     workspace = Workspace(settings, progress)
     workspace.open()
-    for step in force:
-        workspace.records.forget(step)
+    for step in STEPS[min(map(STEPS.index, force)) :] if force else ():  # what comes after depends on it
+        workspace.discard(step)
     began = time.perf_counter()
     if workspace.generate_missing(overwrite="data" in force):
         workspace.records.finish("data", digest(resolved(settings)["data"]), time.perf_counter() - began)
-    if skip_checks or workspace.records.done("check", key := digest(resolved(settings))):
+    if skip_checks or workspace.records.done("check", key := digest(resolved(settings), workspace.file_stamps())):
         return workspace
     began = time.perf_counter()
     problems = find_all_problems(workspace)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +77,9 @@ def fit_closed_form(workspace: Workspace, emulator: Emulator) -> str:
         for task, train in workspace.splits["train"].items():
             emulator.fit(task, fit_pairs(train, rng))
         emulator.to(workspace.device)
-    return digest(model_settings(settings), workspace.data_hash)
+    return digest(
+        model_settings(settings), workspace.data_hash, {t: asdict(spec) for t, spec in workspace.specs.items()}
+    )
 
 
 def train_stage(workspace: Workspace, stage: StageName, simulator: Simulator, before: str) -> str:
@@ -83,13 +88,13 @@ def train_stage(workspace: Workspace, stage: StageName, simulator: Simulator, be
     choices = resolved(settings)
     key = digest(before, stage, choices["stages"][stage], choices["training"], choices["optimizer"], settings.seed)
     folder = workspace.run_dir / "checkpoints" / stage / "model"
-    if workspace.records.done(stage, key):
+    if workspace.records.done(stage, key, folder):
         simulator.load_state_dict(load_model(folder, workspace.device).state_dict())
         return key
-    if stage == "codec" and validation_of(workspace, stage, simulator)() < CODEC_IS_EXACT:
+    if stage == "codec" and (error := validation_of(workspace, stage, simulator)()) < CODEC_IS_EXACT:
         save_model(simulator, folder)
         workspace.progress.say("codec: reproduces the fields to rounding; nothing to train")
-        workspace.records.finish(stage, key, 0.0, steps=0, exact=True)
+        workspace.records.finish(stage, key, 0.0, steps=0, best_valid=error, exact=True)
         return key
     augments = build_augments(settings, workspace.splits["train"])
     plan = Plan(
@@ -120,18 +125,30 @@ def validation_of(workspace: Workspace, stage: str, emulator: Emulator) -> Calla
     )
 
 
-def train_baseline(workspace: Workspace, name: str, seconds: float, before: str) -> Emulator:
-    """Trains a baseline for `seconds` on the same batches, or fits it, or takes it as it is."""
+def training_seconds(workspace: Workspace) -> float:
+    """Seconds that the simulator's stages are given, or took where their budget is in steps or epochs."""
+    seconds = 0.0
+    for stage in STAGES:
+        if workspace.records.note(stage, "steps", 0) > 0:
+            took = math.ceil(workspace.records.note(stage, "training_seconds", 0.0))
+            seconds += workspace.settings.stage(stage).seconds or took
+    return seconds
+
+
+def train_baseline(workspace: Workspace, name: str) -> Emulator:
+    """Trains a baseline for as many seconds as the simulator, or fits it, or takes it as it is."""
     settings = workspace.settings
     seed_everything(settings.seed)
     emulator = make_baseline(name, workspace.specs).to(workspace.device)
-    fit_closed_form(workspace, emulator)
+    seconds = training_seconds(workspace)
+    fitted = fit_closed_form(workspace, emulator)
     if not any(p.requires_grad for p in emulator.parameters()) or not isinstance(emulator, StepEmulator):
         return emulator.eval()
-    step = f"baseline-{name}"
-    key = digest(before, step, round(seconds, 3), BASELINE_OPTIMIZERS[name].model_dump(mode="json"))
+    step = f"baselines-{name}"
+    training = resolved(settings)["training"]
+    key = digest(fitted, step, seconds, training, BASELINE_OPTIMIZERS[name].model_dump(mode="json"))
     folder = workspace.run_dir / "baselines" / name / "model"
-    if workspace.records.done(step, key):
+    if workspace.records.done(step, key, folder):
         return load_model(folder, workspace.device)
     plan = Plan(
         name=step,
@@ -153,31 +170,35 @@ def run_plan(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
     settings, began = workspace.settings, time.perf_counter()
     training = settings.training
     module = plan.objective.module
-    loader = make_loader(workspace, plan.batch_size)
+    place = workspace.run_dir / "checkpoints" / plan.name
+    if workspace.records.key(plan.name) is not None:  # finished, but from something else: only its record knows
+        workspace.progress.say(f"{plan.name}: trained again, because what it depends on has changed")
+        workspace.records.forget(plan.name)
+        shutil.rmtree(place, ignore_errors=True)
     store = CheckpointStore(
-        workspace.run_dir / "checkpoints" / plan.name,
+        place,
         fingerprint=fingerprint(workspace, plan),
         keep=training.keep_checkpoints,
         say=workspace.progress.say,
     )
     monitor = Monitor(plan.name, [JsonlSink(workspace.run_dir / "log.jsonl")])
     module.train()
-    outcome = fit(
-        plan.objective,
-        loader,
-        budget=plan.budget,
-        optimizer=build_optimizer(module, plan.optimizer),
-        schedule=build_schedule(plan.optimizer.scheduler),
-        ema=build_ema(module, training.ema_decay),
-        settings=LoopSettings.of(training, patience=plan.patience, device=workspace.device),
-        validate=plan.validate,
-        checkpoints=store,
-        monitor=monitor,
-        progress=workspace.progress,
-        device=workspace.device,
-        seed=settings.seed,
-    )
-    monitor.close()
+    with closing(make_loader(workspace, plan.batch_size)) as loader, closing(monitor):
+        outcome = fit(
+            plan.objective,
+            loader,
+            budget=plan.budget,
+            optimizer=build_optimizer(module, plan.optimizer),
+            schedule=build_schedule(plan.optimizer.scheduler),
+            ema=build_ema(module, training.ema_decay),
+            settings=LoopSettings.of(training, patience=plan.patience, device=workspace.device),
+            validate=plan.validate,
+            checkpoints=store,
+            monitor=monitor,
+            progress=workspace.progress,
+            device=workspace.device,
+            seed=settings.seed,
+        )
     save_model(plan.emulator, folder)
     notes: dict[str, Any] = {
         "steps": outcome.steps,
@@ -210,8 +231,9 @@ def fingerprint(workspace: Workspace, plan: Plan) -> Mapping[str, Any]:
     """What a checkpoint must share with the training that resumes from it; shown where it does not."""
     return {
         "settings": model_settings(workspace.settings) | {"optimizer": plan.optimizer.model_dump(mode="json")},
-        "budget": {plan.budget.unit: plan.budget.amount} if not plan.name.startswith("baseline") else {},
+        "budget": {plan.budget.unit: plan.budget.amount},
         "data": workspace.data_hash,
+        "key": plan.key,
     }
 
 

@@ -25,7 +25,7 @@ from ups.training.monitor import DivergedError, Moment, Monitor
 from ups.training.optim import clip_gradients, set_rate
 from ups.training.schedule import Budget, Schedule
 from ups.training.signals import StopSignals
-from ups.training.state import RandomState, Stateful, TrainingClock, TrainState
+from ups.training.state import Position, RandomState, Stateful, TrainingClock, TrainState
 
 
 @runtime_checkable
@@ -52,17 +52,8 @@ class Objective(Protocol):
 
 
 @runtime_checkable
-class Loader(Protocol):
-    """Batches without end, which can be put back to any place among them.
-
-    `epoch` counts the epochs of which every batch was handed out.
-    """
-
-    epoch: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches of one epoch at the present horizon."""
+class Loader(Position, Protocol):
+    """Batches without end, which can be put back to any place among them."""
 
     def set_horizon(self, horizon: int) -> None:
         """Frames to predict in the batches that follow."""
@@ -167,7 +158,7 @@ def fit(
     parts: dict[str, Any] = {"module": module, "optimizer": optimizer, "schedule": schedule, "ema": ema}
     parts |= {"scaler": scaler, "loader": loader, "monitor": monitor}
     parts |= {"objective": objective} if isinstance(objective, Stateful) else {}
-    state = TrainState(budget, clock, random, parts, batches_per_epoch=loader.steps_per_epoch)
+    state = TrainState(budget, clock, random, loader, parts)
 
     checkpoints.prepare()
     saved = checkpoints.load()
@@ -181,14 +172,13 @@ def fit(
         while state.stopped is None:
             set_rate(optimizer, schedule(state.middle_of_next_step(settings.accum_steps)))
             for _ in range(settings.accum_steps):
-                loader.set_horizon(objective.plan(state.epoch, state.fraction()))
+                loader.set_horizon(objective.plan(loader.epoch, state.fraction()))
                 asked = clock.seconds
                 batch = next(batches).to(device)
                 waited = clock.seconds - asked
                 with autocast:
                     loss, components = objective(batch, random.objective)
                 scaler.scale(loss / settings.accum_steps).backward()
-                state.count_batch(loader.epoch, loader.steps_per_epoch)
                 monitor.record_batch(loss, components, samples=len(batch.frames), points=_points(batch), waited=waited)
             scaler.unscale_(optimizer)
             monitor.record_step(clip_gradients(params, settings.grad_clip))
@@ -199,9 +189,9 @@ def fit(
             state.count_step()
 
             log = state.step % settings.log_every == 0
-            save = state.step % settings.checkpoint_interval == 0 or stop.received is not None
+            save = state.step % settings.checkpoint_interval == 0
             score = state.validation_is_due(settings.validate_every)
-            if log or save or score:
+            if log or save or score or stop.received is not None:
                 with clock.paused():
                     moment = Moment(state.step, state.epochs, clock.seconds, optimizer.param_groups[0]["lr"])
                     monitor.check(moment, gradients=not scaler.is_enabled())
@@ -213,9 +203,12 @@ def fit(
                         monitor.log_validation(moment, metric, best=state.best_metric, best_step=state.best_step)
                     if log or state.stopped:
                         monitor.log(moment, epochs_since_improvement=state.epochs - state.best_epoch, device=device)
-                    if save or state.stopped:
+                    # Asked after the validation, which takes seconds; later signals wait for the end of the next step.
+                    save = save or bool(stop.received or state.stopped)
+                    if save:
                         checkpoints.save(state.step, state.state_dict())
-                stop.raise_if_received(monitor.stage, state.step)
+                if save:
+                    stop.raise_if_received(monitor.stage, state.step)
             monitor.tell(state.fraction() * budget.amount)
 
     if not state.best_weights:

@@ -1,6 +1,7 @@
 """One objective per stage: a batch and a random generator in, the loss and its components out.
 
-All terms are in normalised units; fields come in physical ones. An objective owns no optimizer, no loop and no device.
+All terms are in normalised units; fields come in physical ones. Codecs and losses compute in float32 even where the
+loop trains under autocast. An objective owns no optimizer, no loop and no device.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ups.data.augment import Augment
 from ups.data.fields import Batch
+from ups.models.layers import full_precision
 from ups.models.simulator import Simulator
 from ups.models.step import StepEmulator
 from ups.training.losses import InverseCurriculum, mean_square, normalized_mse, relative_l2, spectral_loss
@@ -66,7 +68,8 @@ class CodecObjective:
         u = self.simulator.normalizers[batch.task](batch.frames.flatten(0, 1))
         codec = self.simulator.codecs[batch.task]
         index = sample_queries(u.shape[2:], self.num_queries, rng)
-        loss = relative_l2(at_queries(codec.decode(codec.encode(u)), index), at_queries(u, index))
+        with full_precision(u):
+            loss = relative_l2(at_queries(codec.decode(codec.encode(u)), index), at_queries(u, index))
         return loss, {"reconstruction": loss.detach()}
 
 
@@ -102,7 +105,8 @@ class OperatorObjective:
         simulator, task, terms = self.simulator, batch.task, self.terms
         codec = simulator.codecs[task]
         u = simulator.normalizers[task](batch.frames)  # (batch, context + horizon, channel, *grid)
-        z = codec.encode(u.flatten(0, 1)).unflatten(0, u.shape[:2])
+        with full_precision(u):
+            z = codec.encode(u.flatten(0, 1)).unflatten(0, u.shape[:2])
         index = sample_queries(u.shape[3:], terms.num_queries, rng)
         first = batch.context
 
@@ -111,7 +115,14 @@ class OperatorObjective:
             z_next = simulator.advance(state, task=task, dt=batch.dt, params=batch.params)
             predictions.append(z_next)
             state = torch.cat([state[:, 1:], z_next[:, None]], dim=1)
+        with full_precision(u):
+            return self._weigh(predictions, z, u, first, task, index)
 
+    def _weigh(
+        self, predictions: list[Tensor], z: Tensor, u: Tensor, first: int, task: str, index: Tensor | None
+    ) -> tuple[Scalar, Metrics]:
+        """The weighted sum of the terms that count now, and each of them; `first` is the first frame predicted."""
+        terms, codec = self.terms, self.simulator.codecs[task]
         decoded = codec.decode(predictions[0])
         losses: dict[str, tuple[float, Callable[[], Tensor]]] = {
             "forward": (terms.forward, lambda: normalized_mse(predictions[0], z[:, first])),
@@ -183,5 +194,6 @@ class EmulatorObjective:
         found = self.emulator.advance_normalized(
             u[:, : batch.context], task=batch.task, dt=batch.dt, params=batch.params
         )
-        loss = relative_l2(found, u[:, batch.context])
+        with full_precision(u):
+            loss = relative_l2(found, u[:, batch.context])
         return loss, {"relative": loss.detach()}

@@ -17,6 +17,7 @@ from ups.config.schema import Settings, StageName
 from ups.data.augment import Augment
 from ups.data.normalize import FieldStatistics
 from ups.data.trajectories import TrajectorySet
+from ups.errors import DataError, UpsError
 from ups.models.emulator import TaskSpec
 from ups.models.simulator import Architecture, Simulator
 from ups.training.losses import InverseCurriculum
@@ -25,6 +26,7 @@ from ups.training.objectives import CodecObjective, OperatorObjective, OperatorT
 FIT_PAIRS = 8192  # pairs of frames the closed-form parts are fitted to, at most
 FIT_VALUES = 2**24  # grid values of those pairs' first frames, at most: what is fitted at once stays small in memory
 FIT_BATCH = 256
+SHUFFLED_PAIRS = 2**22  # pairs up to which the choice is made without putting any back
 
 BASELINE_OPTIMIZERS = {
     "fno": OptimizerSettings(name="adamw", lr=8e-3, weight_decay=1e-4),
@@ -59,11 +61,17 @@ def describe_task(settings: Settings, train: TrajectorySet, statistics: FieldSta
         param_std=tuple(
             float(s) if (s := column.std(correction=0)) > 1e-6 * (1 + column.abs().max()) else 0.0 for column in columns
         ),
+        param_low=tuple(float(column.min()) for column in params.T),
+        param_high=tuple(float(column.max()) for column in params.T),
     )
 
 
 def choose_patch(wanted: int | str, latent_dim: int, specs: Mapping[str, TaskSpec]) -> int:
-    """Lattice cells per token and axis: as asked, or the largest lossless of 8, 4, 2, 1 that divides every lattice."""
+    """Lattice cells per token and axis: as asked, or the largest lossless of 8, 4, 2, 1 that divides every lattice.
+
+    Raises:
+        UpsError: a token has no room for the values of a single cell.
+    """
     if isinstance(wanted, int):
         return wanted
     fits = [
@@ -74,7 +82,13 @@ def choose_patch(wanted: int | str, latent_dim: int, specs: Mapping[str, TaskSpe
             for spec in specs.values()
         )
     ]
-    return fits[0] if fits else 1
+    if not fits:
+        task, spec = max(specs.items(), key=lambda item: len(item[1].fields))
+        raise UpsError(
+            f"latent.dim is {latent_dim} and {task} has {len(spec.fields)} fields: "
+            "latent.dim must be at least the number of fields; raise it, or set latent.patch for a lossy codec"
+        )
+    return fits[0]
 
 
 def choose_batch_size(wanted: int | str, specs: Mapping[str, TaskSpec]) -> int:
@@ -112,16 +126,42 @@ def build_simulator(settings: Settings, specs: Mapping[str, TaskSpec]) -> Simula
     )
 
 
-def fit_pairs(train: TrajectorySet, rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Random pairs of neighbouring train frames, (u_t, u_{t+dt}, params), for the parts that have a closed form."""
-    firsts = [
-        (trajectory, frame) for trajectory, length in enumerate(train.lengths.tolist()) for frame in range(length - 1)
-    ]
+class FramePairs:
+    """Pairs of neighbouring frames in batches of (u_t, u_{t+dt}, params), gathered anew at every pass over them.
+
+    Args:
+        trajectory, start: number of the trajectory and first frame of every pair.
+    """
+
+    def __init__(self, train: TrajectorySet, trajectory: Tensor, start: Tensor) -> None:
+        self.train, self.trajectory, self.start = train, trajectory, start
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for trajectory, start in zip(self.trajectory.split(FIT_BATCH), self.start.split(FIT_BATCH), strict=True):
+            frames = self.train.gather(trajectory, start, 2)
+            yield frames[:, 0], frames[:, 1], self.train.params[trajectory]
+
+
+def fit_pairs(train: TrajectorySet, rng: torch.Generator) -> FramePairs:
+    """Random pairs of neighbouring train frames for the parts that have a closed form.
+
+    They are distinct, except where there are so many that a draw hardly ever meets one twice.
+
+    Raises:
+        DataError: no trajectory holds two frames.
+    """
+    counts = (train.lengths - 1).clamp(min=0)
+    ends = counts.cumsum(0)
+    total = int(counts.sum())
+    if total == 0:
+        raise DataError(f"{train.task}: no train trajectory has two frames, so there is no step to learn")
     num = max(2, min(FIT_PAIRS, FIT_VALUES // (len(train.equation.fields) * math.prod(train.grid.shape))))
-    chosen = torch.tensor(firsts)[torch.randperm(len(firsts), generator=rng)[:num]]
-    for part in chosen.split(FIT_BATCH):
-        frames = train.gather(part[:, 0], part[:, 1], 2)
-        yield frames[:, 0], frames[:, 1], train.params[part[:, 0]]
+    if total <= SHUFFLED_PAIRS:
+        chosen = torch.randperm(total, generator=rng)[:num]
+    else:
+        chosen = torch.randint(total, (num,), generator=rng)
+    trajectory = torch.searchsorted(ends, chosen, right=True)
+    return FramePairs(train, trajectory, chosen - (ends - counts)[trajectory])
 
 
 def build_augments(settings: Settings, sets: Mapping[str, TrajectorySet]) -> dict[str, Augment]:
@@ -132,7 +172,11 @@ def build_augments(settings: Settings, sets: Mapping[str, TrajectorySet]) -> dic
 def build_objective(
     stage: StageName, settings: Settings, simulator: Simulator, augments: Mapping[str, Augment]
 ) -> CodecObjective | OperatorObjective:
-    """The objective of a stage; parameters that it does not train are frozen."""
+    """The objective of a stage; parameters that it does not train are frozen.
+
+    Raises:
+        UpsError: a loss term is asked for that is zero whatever the operator does.
+    """
     training = settings.training
     queries = training.query_sampling.num_queries
     trains_codec = stage == "codec" or settings.latent.codec.train_with_operator
@@ -140,6 +184,13 @@ def build_objective(
     simulator.codecs.requires_grad_(trains_codec)
     if stage == "codec":
         return CodecObjective(simulator, augments, queries)
+    if not trains_codec and all(codec.lossless for codec in simulator.codecs.values()):
+        for name, weight in (("lambda_inv_enc", training.lambda_inv_enc), ("lambda_inv_dec", training.lambda_inv_dec)):
+            if weight > 0:
+                raise UpsError(
+                    f"training.{name} is {weight:g}, but its term is zero by construction: the codec loses nothing; "
+                    "remove it or choose a lossy latent.dim"
+                )
     terms = OperatorTerms(
         forward=training.lambda_forward,
         relative=training.lambda_relative,

@@ -30,6 +30,23 @@ class Stateful(Protocol):
         """Puts back what `state_dict` gave."""
 
 
+@runtime_checkable
+class Position(Protocol):
+    """Where a loader stands among its batches."""
+
+    @property
+    def epoch(self) -> int:
+        """Epochs of which every batch was handed out."""
+
+    @property
+    def epochs(self) -> float:
+        """Those, with the part of the current one at the present horizon; whole when an epoch ends."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one epoch at the present horizon."""
+
+
 class TrainingClock:
     """Seconds of training alone: data and steps, without validation, checkpoints and start-up.
 
@@ -110,8 +127,8 @@ class TrainState:
     """Counters, the best weights so far, and everything that has a state of its own.
 
     Attributes:
+        position: of the loader, by which epochs are counted: it alone knows where a changed horizon has put it.
         step: optimizer steps done.
-        epoch, batch: whole epochs done, and batches of the current one.
         best_metric, best_step, best_epoch, best_weights: of the best validation; lower metrics are better.
         stale: validations since then.
         validations: ticks of the `auto` interval that were validated.
@@ -122,11 +139,9 @@ class TrainState:
     budget: Budget
     clock: TrainingClock
     random: RandomState
+    position: Position
     parts: dict[str, Stateful]
     step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    batches_per_epoch: int = 1
     best_metric: float = math.inf
     best_step: int = 0
     best_epoch: float = 0.0
@@ -136,19 +151,14 @@ class TrainState:
     stopped: Literal["budget", "patience"] | None = None
 
     COUNTERS: ClassVar = (
-        *("step", "epoch", "batch", "batches_per_epoch", "validations", "stopped"),
+        *("step", "validations", "stopped"),
         *("best_metric", "best_step", "best_epoch", "best_weights", "stale"),
     )
 
     @property
     def epochs(self) -> float:
         """Epochs done, with the part of the current one."""
-        return self.epoch + min(self.batch / self.batches_per_epoch, 1.0)
-
-    def count_batch(self, epoch: int, batches_per_epoch: int) -> None:
-        """Counts a batch, after which the loader stands in `epoch`, of `batches_per_epoch` at the present horizon."""
-        self.batch = self.batch + 1 if epoch == self.epoch else 0
-        self.epoch, self.batches_per_epoch = epoch, batches_per_epoch
+        return self.position.epochs
 
     def count_step(self) -> None:
         """Counts an optimizer step, and notices the end of the budget."""
@@ -167,7 +177,7 @@ class TrainState:
         """
         seconds = self.clock.seconds
         return self.budget.fraction(
-            epochs=self.epochs + 0.5 * accum_steps / self.batches_per_epoch,
+            epochs=self.epochs + 0.5 * accum_steps / self.position.steps_per_epoch,
             steps=self.step + 0.5,
             seconds=seconds + 0.5 * seconds / max(self.step, 1),
         )
@@ -190,7 +200,9 @@ class TrainState:
                 self.stopped = "patience"
 
     def _ticks(self) -> int:
-        return self.epoch if self.budget.unit == "epochs" else math.floor(AUTO_VALIDATIONS * self.fraction() + 1e-9)
+        if self.budget.unit == "epochs":
+            return self.position.epoch
+        return math.floor(AUTO_VALIDATIONS * self.fraction() + 1e-9)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training needs to go on as if it had never stopped."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from ups.errors import UpsError
 from ups.physics.description import Equation, Solver
 
-__all__ = ["solve", "solver_of"]
+__all__ = ["one_thread", "solve", "solver_of"]
 
 
 def solve(
@@ -47,7 +47,7 @@ def solve(
             value, bounds = float(params[outside, column][0]), f"[{parameter.lower:g}, {parameter.upper:g}]"
             raise UpsError(f"{equation.name}: {parameter.name} is {value:g}; the solver takes {bounds}")
     stamps = torch.as_tensor(times, device=u0.device)
-    with _one_thread():
+    with one_thread():
         frames = solver.solve(u0, params, stamps, equation.lengths, progress or _ignore)
     finite = torch.isfinite(frames).flatten(1).all(dim=1)
     if not bool(finite.all()):
@@ -68,8 +68,8 @@ def solver_of(equation: Equation) -> Solver:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for each operation: they are so small that threads wait for each other longer than they work.
+def one_thread() -> Iterator[None]:
+    """One CPU thread for each operation inside: so small that threads wait for each other longer than they work.
 
     On two busy cores the same trajectories took twenty times as long with two threads as with one.
     """

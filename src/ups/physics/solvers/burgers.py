@@ -32,8 +32,8 @@ class BurgersSolver:
 
     Args:
         peclet_limit: cell Peclet number max|u| h pi / nu up to which the spectral derivative is used. Few shocks jump
-            by all of 2 max|u|: on random states with nu from 0.001 to 0.01 and grids of 32 to 256 cells, 8 is never less
-            accurate than 2 or 4 and up to four times more so; far above it the spectral derivative overshoots.
+            by all of 2 max|u|: on random states with nu from 0.001 to 0.01 and 32 to 256 cells, 8 is never less
+            accurate than 2 or 4, and up to four times more so; far above it the spectral derivative overshoots.
         data_peclet: the same number, for |u| = 1, that random states are computed with.
         courant: max|u| dt / h; RK4 with spectral derivatives is stable up to 0.9.
     """

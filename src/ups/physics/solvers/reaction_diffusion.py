@@ -21,7 +21,8 @@ class FisherSolver:
 
     Args:
         reaction_step: rho dt.
-        change: dt rms(u_t) at the start of an interval: while sharp states smooth out, the reaction varies as fast.
+        change: dt rms(u_t) at the start of an output interval. While sharp states smooth out, the reaction varies as
+            fast as they do: the first steps are short, and the rest double as the diffusion slows down.
         cells_per_front: cells over sqrt(nu / rho), the width of a front, that random states are computed with.
     """
 
@@ -40,24 +41,26 @@ class FisherSolver:
         """Trajectories at `times`; see :func:`ups.physics.solvers.solve`."""
         fourier = Fourier(u0.shape[-1], lengths[0], u0.device)
 
-        def plan(u: Tensor, params: Tensor, interval: float) -> Int[Tensor, "batch 1"]:
+        def plan(u: Tensor, params: Tensor, interval: float) -> Int[Tensor, "batch 2"]:
             nu, rho = params[:, :, None, None].unbind(1)
             speed = fourier.inverse(nu * fourier.laplacian * fourier.forward(u)) + rho * u * (1 - u)
-            rms = speed.square().mean(dim=(1, 2)).sqrt().clamp(min=1e-12)
-            return steps_for(interval, torch.minimum(self.reaction_step / params[:, 1], self.change / rms))[:, None]
+            change = interval * speed.square().mean(dim=(1, 2)).sqrt()
+            halvings = torch.ceil(torch.log2((change / self.change).clamp(min=1.0))).long()
+            return torch.stack([halvings, steps_for(interval, self.reaction_step / params[:, 1])], dim=1)
 
         def advance(u: Tensor, params: Tensor, interval: float, choice: tuple[int, ...]) -> Tensor:
-            (steps,) = choice
+            halvings, steps = choice
             nu, rho = common_rows(params)[:, :, None, None].unbind(1)
 
             def reaction(modes: Tensor) -> Tensor:
                 value = fourier.inverse(modes)
                 return fourier.forward(rho * value * (1 - value))
 
-            stepper = Etdrk4.build(nu * fourier.laplacian, interval / steps)
             modes = fourier.forward(u)
-            for _ in range(steps):
-                modes = stepper.step(modes, reaction)
+            for level in (halvings, *range(halvings, 0, -1)):  # parts of 2^-n, 2^-n, 2^-(n-1), ..., 1/2 of the interval
+                stepper = Etdrk4.build(nu * fourier.laplacian, interval * 2.0**-level / steps)
+                for _ in range(steps):
+                    modes = stepper.step(modes, reaction)
             return fourier.inverse(modes)
 
         return march(u0, params, times, plan, advance, report)
