@@ -69,7 +69,7 @@ def settle_task(file: h5py.File, layout: Layout, asked: str | None) -> str:
         return asked
     shape = f"{len(layout.fields)} field(s) on a {len(layout.grid_shape)}-dimensional grid"
     holds = " or ".join(candidates) or shape
-    raise bad(file.filename, f"holds {holds}, not {asked}", "change data.task or data.files")
+    raise bad(file.filename, f"holds {holds}, not {asked}", "name another task, or another file")
 
 
 def read_parameters(
