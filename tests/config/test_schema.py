@@ -128,3 +128,16 @@ def test_persistence_is_always_a_baseline_and_is_there_once() -> None:
     assert build({"evaluation": {"baselines": []}}).evaluation.baselines == ("persistence",)
     assert build({"evaluation": {"baselines": "fno"}}).evaluation.baselines == ("persistence", "fno")
     assert build({"evaluation": {"baselines": ["fno", "persistence"]}}).evaluation.baselines == ("fno", "persistence")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"task": "burgers1d", "generate": {"samples": 4}},
+        {"task": "burgers1d", "files": ["a.h5", "b.h5"], "generate": {"samples": 4}},
+        {"task": "burgers1d", "files": "*.h5", "generate": {"samples": 4}},
+    ],
+)
+def test_generation_needs_one_named_file_per_task(data: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="one file per task"):
+        Settings.model_validate({"data": data})

@@ -23,7 +23,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 import torch
-import torch._dynamo  # optimizers import it at their first step: once here instead of in every child
 from toy_training import ToyObjective, train
 
 from ups.errors import UpsError

@@ -85,6 +85,16 @@ class DataSettings(Group):
                 raise ValueError(f"{key} must be a mapping from task to files: there are {len(self.task)} tasks")
             if isinstance(files, dict) and set(files) != set(self.task):
                 raise ValueError(f"{key} names the tasks {', '.join(files)}, but task names {', '.join(self.task)}")
+        if self.generate is not None:
+            self._check_generation(self.generate)
         if self.split.by_files and self.files is not None:
             raise ValueError("give either files, cut by fractions, or split.train_files and split.test_files; not both")
         return self
+
+    def _check_generation(self, generate: GenerateSettings) -> None:
+        """What is generated is one named file per task: two of one seed would hold the same trajectories."""
+        by_task = self.files.values() if isinstance(self.files, dict) else [self.files or ()]
+        if not all(len(names) == 1 and not set("*?[") & set(names[0]) for names in by_task):
+            raise ValueError("generate makes one file per task: name each in files, without a pattern")
+        if generate.params and len(self.task) > 1:
+            raise ValueError("generate.params are of one equation, and there are several tasks; use 'ups data make'")

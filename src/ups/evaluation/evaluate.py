@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from ups.evaluation.protocol import MODES, Protocol, describe
 from ups.evaluation.rollout import has_codec, predict_single_steps, reconstruct, rollout_trajectories
 from ups.evaluation.scores import SCHEMA_VERSION, Score, ScoreAccumulator, TaskScores, mean_score
 from ups.evaluation.showcase import Showcase
+from ups.files import write_whole
 from ups.models.emulator import Emulator
 from ups.physics.solvers.cost import SolverCost
 from ups.runtime import Progress, SilentProgress
@@ -120,19 +120,9 @@ class Evaluation:
         Raises:
             UpsError: the folder cannot be written.
         """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if scope == "full":
-                part = folder / "fields.npz.part"
-                showcase.save(part, [one for task in self.tasks.values() for one in task.showcases])
-                os.replace(part, folder / "fields.npz")
-            part = folder / f"{scope}.json.part"
-            part.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-            os.replace(part, folder / f"{scope}.json")
-        except OSError as error:
-            raise UpsError(
-                f"{folder} cannot be written: {error.strerror}; free space or choose another runs_dir"
-            ) from error
+        if scope == "full":
+            showcase.save(folder / "fields.npz", [one for task in self.tasks.values() for one in task.showcases])
+        write_whole(folder / f"{scope}.json", json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
 
 
 def evaluate(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +20,7 @@ from ups.evaluation.gallery import Gallery, make_gallery
 from ups.evaluation.scores import SCHEMA_VERSION
 from ups.evaluation.showcase import Showcase
 from ups.evaluation.summary import Scores, number, plain, span, with_unit
+from ups.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,8 @@ def write_report(run_dir: Path) -> Path:
     """
     if not (run_dir / "config.yaml").is_file():
         raise UsageError(f"{run_dir} is no run's folder: it has no config.yaml; give the folder that 'ups run' printed")
-    html = render(Run(run_dir))
-    target, part = run_dir / "report.html", run_dir / "report.html.part"
-    try:
-        part.write_text(html, encoding="utf-8")
-        os.replace(part, target)
-    except OSError as error:
-        raise UpsError(f"{target} cannot be written: {error.strerror}; free space or make it writable") from error
+    target = run_dir / "report.html"
+    write_whole(target, render(Run(run_dir)))
     return target
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from ups.data.trajectories import TrajectorySet
 from ups.errors import DataError
 from ups.evaluation.rollout import rollout_trajectories
+from ups.files import write_whole
 from ups.models.emulator import Emulator
 
 MOST_FRAMES = 64
@@ -137,7 +138,7 @@ def save(path: Path, showcases: Sequence[Showcase]) -> None:
         index.append({**entry, "params": dict(one.params), "emulators": list(one.predictions)})
     buffer = io.BytesIO()
     np.savez_compressed(buffer, index=np.array(json.dumps(index)), **arrays)  # type: ignore[arg-type]
-    path.write_bytes(buffer.getvalue())
+    write_whole(path, buffer.getvalue())
 
 
 def load(path: Path) -> tuple[Showcase, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from ups.errors import CheckpointError
+from ups.files import write_whole
 from ups.models.baselines import make_baseline
 from ups.models.emulator import Emulator, TaskSpec
 from ups.models.simulator import Architecture, Simulator
@@ -25,7 +25,6 @@ Plain = TypeVar("Plain", TaskSpec, Architecture)
 
 def save_model(emulator: Emulator, folder: Path) -> None:
     """Writes an emulator into `folder`, made if missing; each file appears whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
         "format": FORMAT,
         "kind": emulator.name,
@@ -34,12 +33,8 @@ def save_model(emulator: Emulator, folder: Path) -> None:
     if isinstance(emulator, Simulator):
         config["architecture"] = asdict(emulator.architecture)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in emulator.state_dict().items()}
-    part = folder / (WEIGHTS + ".part")
-    save_file(tensors, part)
-    os.replace(part, folder / WEIGHTS)
-    part = folder / (CONFIG + ".part")
-    part.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(part, folder / CONFIG)
+    write_whole(folder / WEIGHTS, save(tensors))
+    write_whole(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def load_model(folder: Path, device: torch.device | None = None) -> Emulator:

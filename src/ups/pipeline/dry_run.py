@@ -13,7 +13,7 @@ from ups.models.baselines import make_baseline
 from ups.models.step import StepEmulator
 from ups.pipeline.train import STAGES, make_loader
 from ups.pipeline.workspace import Workspace
-from ups.training.loop import Objective
+from ups.training.loop import LoopSettings, Objective
 from ups.training.objectives import EmulatorObjective
 from ups.training.schedule import Budget
 from ups.training.stages import build_augments, build_objective
@@ -49,10 +49,12 @@ def _try_batch(workspace: Workspace, name: str, objective: Objective, batch_size
         loader.set_horizon(objective.plan(0, 1.0))
         batch, steps_per_epoch = next(iter(loader)).to(workspace.device), loader.steps_per_epoch
     rng = torch.Generator(workspace.device).manual_seed(0)
+    amp = LoopSettings.of(workspace.settings.training, patience=None, device=workspace.device).amp
     seconds = 0.0
     for _ in range(2):
         began = time.perf_counter()
-        loss, _ = objective(batch, rng)
+        with torch.autocast(workspace.device.type, dtype=amp, enabled=amp is not None):
+            loss, _ = objective(batch, rng)
         loss.backward()
         finite = bool(torch.isfinite(loss))  # waits for the device
         seconds = time.perf_counter() - began

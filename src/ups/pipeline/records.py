@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ups.errors import UpsError
+from ups.files import write_whole
 
 
 def digest(*parts: Any) -> str:
@@ -24,17 +24,7 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         UpsError: the folder cannot be written, or the disk is full.
     """
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2, sort_keys=True)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise UpsError(f"{path} cannot be written: {error.strerror}; free space or choose another runs_dir") from error
+    write_whole(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 class StepRecords:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from ups.data.pdebench import TrajectoryFile, open_trajectories
 from ups.errors import UpsError, UsageError
+from ups.files import write_whole
 from ups.models.emulator import TaskSpec
 from ups.models.surrogate import Surrogate, load
 from ups.physics.equations import get_equation
@@ -68,23 +67,7 @@ def rollout_file(run: Path, source: Path, steps: int, out: Path, points: Path | 
         else:
             write_points(target, spec, torch.cat(predictions), where, times[spec.context :])
         target.flush()
-        write_bytes(out, target.id.get_file_image())
-
-
-def write_bytes(out: Path, content: bytes) -> None:
-    """Writes a file that appears whole or not at all.
-
-    Raises:
-        UpsError: it cannot be written.
-    """
-    part = out.with_name(out.name + ".part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, out)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise UpsError(f"{out} cannot be written: {error.strerror}; free space, or name another place") from error
+        write_whole(out, target.id.get_file_image())
 
 
 def read_points(path: Path) -> np.ndarray:

@@ -19,7 +19,8 @@ from ups.data.files import find_files
 from ups.data.normalize import compute_statistics
 from ups.data.split import load_splits
 from ups.data.trajectories import TrajectorySet
-from ups.errors import UpsError, UsageError
+from ups.errors import UsageError
+from ups.files import write_whole
 from ups.models.emulator import TaskSpec
 from ups.models.simulator import Simulator
 from ups.pipeline.records import StepRecords, digest, write_json
@@ -81,11 +82,7 @@ class Workspace:
         Raises:
             UpsError: the folder cannot be written.
         """
-        try:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            (self.run_dir / "config.yaml").write_text(dump_settings(self.settings), encoding="utf-8")
-        except OSError as error:
-            raise UpsError(f"{self.run_dir} cannot be written: {error.strerror}; choose another runs_dir") from error
+        write_whole(self.run_dir / "config.yaml", dump_settings(self.settings))
 
     def discard(self, step: str) -> None:
         """Makes a step count as never done; of a training, nothing is left."""

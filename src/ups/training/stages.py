@@ -32,7 +32,8 @@ BASELINE_OPTIMIZERS = {
     "fno": OptimizerSettings(name="adamw", lr=8e-3, weight_decay=1e-4),
     "unet": OptimizerSettings(name="adamw", lr=1e-3, weight_decay=1e-4),
 }
-"""How FNO and U-Net are trained: AdamW, cosine to zero; rates chosen on validation (1e-3 to 8e-3, and 4e-4 to 1e-3)."""
+"""How FNO and U-Net are trained: AdamW, cosine to one percent. The rates had the best validation roll-out on Burgers
+after 90 CPU seconds, of 1e-3, 2e-3, 4e-3 and 8e-3 for FNO (the highest won) and of 4e-4 and 1e-3 for U-Net."""
 
 
 def describe_task(settings: Settings, train: TrajectorySet, statistics: FieldStatistics) -> TaskSpec:
@@ -92,7 +93,7 @@ def choose_patch(wanted: int | str, latent_dim: int, specs: Mapping[str, TaskSpe
 
 
 def choose_batch_size(wanted: int | str, specs: Mapping[str, TaskSpec]) -> int:
-    """Windows per batch: as asked, or what trained best per second in so many dimensions."""
+    """Windows per batch: as asked, or 32 in 1D, 8 in 2D (better there than 32) and 2 in 3D (not measured)."""
     return wanted if isinstance(wanted, int) else {1: 32, 2: 8, 3: 2}[max(spec.axes for spec in specs.values())]
 
 
@@ -205,8 +206,3 @@ def build_objective(
     )
     curriculum = InverseCurriculum(training.inverse_loss_warmup_epochs, training.inverse_loss_max_weight)
     return OperatorObjective(simulator, augments, terms, curriculum)
-
-
-def points_per_sample(specs: Mapping[str, TaskSpec]) -> int:
-    """Grid values of one frame of the largest task: the unit of throughput."""
-    return max(len(spec.fields) * math.prod(spec.lattice) for spec in specs.values())

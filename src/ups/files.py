@@ -1,0 +1,32 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from ups.errors import UpsError
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Writes a file beside its place, on the disk, and renames it; its folder is made if missing.
+
+    Args:
+        content: text is written as UTF-8.
+
+    Raises:
+        UpsError: the place cannot be written, or the disk is full; what stood there before stays.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise UpsError(f"{path} cannot be written: {error.strerror}; make space, or choose another place") from error
