@@ -2,7 +2,7 @@
 
     python bench/real_data.py --data FOLDER [--runs runs/bench] [--tasks burgers1d advection1d] [--seconds 600]
 
-Runs `configs/TASK.yaml` on the files in FOLDER and writes bench/results/real_data.{md,json}. A run that was interrupted
+Runs `configs/TASK.yaml` on the files in FOLDER and writes bench/results/real_data_SECONDS.{md,json}. A run that was interrupted
 goes on, and one that is done is only read.
 """
 
@@ -75,8 +75,8 @@ def write(found: dict[str, dict[str, Any]], seconds: float) -> None:
     print("\n".join(lines))
     result = {"bench": "real_data", "cpu_seconds": seconds, "threads": 1, "tasks": found}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "real_data.json").write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / "real_data.md").write_text(
+    (RESULTS / f"real_data_{seconds:g}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / f"real_data_{seconds:g}.md").write_text(
         f"# Real data, {seconds:g} CPU seconds of training each, one thread\n\n" + "\n".join(lines) + "\n"
     )
     ratios = {

@@ -267,6 +267,11 @@ def group(**keys: st.SearchStrategy[object]) -> st.SearchStrategy[dict[str, obje
     return st.fixed_dictionaries({}, optional=keys)
 
 
+def with_one_file_to_generate(data: dict[str, Any]) -> dict[str, Any]:
+    """What is generated is one named file."""
+    return {**data, "files": "made.h5"} if "generate" in data else data
+
+
 schedules = st.one_of(
     group(warmup=fractions, final=fractions),
     group(warmup=fractions).map(lambda keys: {**keys, "name": "step", "gamma": 0.3}),
@@ -296,7 +301,7 @@ trees = st.fixed_dictionaries(
             split=st.fixed_dictionaries({"train": parts, "valid": parts, "test": parts}),
             memory_budget_gb=positive | counts,
             generate=st.fixed_dictionaries({"samples": counts}, optional={"params": st.dictionaries(words, positive)}),
-        ),
+        ).map(with_one_file_to_generate),
         "latent": group(dim=counts, patch=counts | st.just("auto")),
         "operator": group(pdet=group(depths=counts | st.lists(counts, min_size=1, max_size=4), mlp_ratio=positive)),
         "training": group(amp=st.booleans() | st.just("auto"), grad_clip=positive | st.none(), lambda_forward=positive),
