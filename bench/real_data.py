@@ -2,8 +2,8 @@
 
     python bench/real_data.py --data FOLDER [--runs runs/bench] [--tasks burgers1d advection1d] [--seconds 600]
 
-Runs `configs/TASK.yaml` on the files in FOLDER and writes bench/results/real_data_SECONDS.{md,json}. A run that was interrupted
-goes on, and one that is done is only read.
+Runs `configs/TASK.yaml` on the files in FOLDER and writes bench/results/real_data_SECONDS.{md,json}. A run that was
+interrupted goes on, and one that is done is only read.
 """
 
 from __future__ import annotations
