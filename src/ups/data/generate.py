@@ -25,6 +25,7 @@ from ups.errors import UpsError, UsageError
 from ups.physics.description import Equation
 from ups.physics.equations import get_equation
 from ups.physics.solvers import one_thread, solve, solver_of
+from ups.physics.solvers.transforms import resample_periodic
 from ups.runtime import Progress, SilentProgress
 
 _CHUNK_VALUES = 1 << 24  # float64 values computed at once (128 MiB): frames at the solver's own resolution
@@ -50,8 +51,13 @@ def generate(
 
     Each trajectory has its own stream of random numbers: it depends on the seed and on its number alone, not on how
     many others are made, and the same initial state can be had on any grid. Values are those of the equation's exact
-    solution where there is one in closed form. Otherwise they are computed on a grid finer by an odd factor, of which
-    every so many cell centres are those of the file's grid.
+    solution where there is one in closed form. Otherwise they are computed on a finer grid. Where it is finer by an odd
+    factor, every so many of its cell centres are those of the file's grid; where by an even one (periodic smooth
+    solutions), the file has their trigonometric interpolant, less the waves that its grid does not resolve.
+
+    Trajectories of an equation with a spin-up begin when it is over; `time` does not count it. Such equations are
+    chaotic: from the same initial state, another grid, version of a library or device gives another trajectory in the
+    end, of the same statistics.
 
     Args:
         equation_name: such as `burgers1d`.
@@ -59,8 +65,8 @@ def generate(
         samples: trajectories, at least 1.
         seed: of the initial states, from 0 to 2**63 - 1.
         params: values by the parameter's name; the others keep their defaults.
-        resolution: cells along each axis; None is 256 in one dimension and 64 in two (published: 1024 and 128).
-        frames: the first included; None is 41 in one dimension and 21 in two (published: 201 or 101).
+        resolution: cells along each axis; None is the equation's `make_resolution`.
+        frames: the first included; None is the equation's `make_frames`.
         time: of the last frame; None is that of the published data.
         progress: told how many trajectories are done.
         overwrite: replace `out` if it exists.
@@ -237,9 +243,25 @@ def _trajectories(
     if equation.initial_condition is None:
         raise UpsError(f"{equation.name} has no random initial states yet; download its data")
     u0 = torch.cat([equation.initial_condition(1, axes, params, stream) for stream in streams])
-    frames = solve(equation, u0, params.expand(len(numbers), -1), times, progress=report)
-    centres = slice(factor // 2, None, factor)
-    return frames[:, :, :, centres] if equation.dim == 1 else frames[:, :, :, centres, centres]
+    many = params.expand(len(numbers), -1)
+    before = equation.spin_up / (equation.spin_up + times[-1])  # share of the work
+    if equation.spin_up > 0:
+        start = np.array([0.0, equation.spin_up])
+        u0 = solve(equation, u0, many, start, progress=lambda share: report(before * share))[:, -1]
+    frames = solve(equation, u0, many, times, progress=lambda share: report(before + (1 - before) * share))
+    return _coarsen(equation, frames, factor)
+
+
+def _coarsen(equation: Equation, frames: Tensor, factor: int) -> Tensor:
+    """Frames on a grid coarser by a factor: the values at the centres that both grids share, or interpolated ones."""
+    for dim in range(3, frames.ndim):
+        if factor % 2:
+            frames = frames[(slice(None),) * dim + (slice(factor // 2, None, factor),)]
+        elif equation.boundary == "periodic":
+            frames = resample_periodic(frames, frames.shape[dim] // factor, dim)
+        else:
+            raise UpsError(f"{equation.name}: between walls the solver's grid must be finer by an odd factor")
+    return frames
 
 
 def _stream(seed: int, number: int) -> torch.Generator:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from ups.data.identify import candidate_tasks, read_parameters
+from ups.data.identify import can_hold, candidate_tasks, read_parameters
 from ups.data.layouts import AXES, Layout, find_layout
 from ups.data.pdebench import TrajectoryFile, damage_named, open_hdf5
 from ups.data.problems import BadDataError, DataProblem
@@ -79,6 +79,8 @@ def inspect_file(path: Path | str) -> FileSummary:
             datasets = _datasets(file)
             task = tasks[0] if len(tasks) == 1 else None
             equation = EQUATIONS.get(task) if task else None
+            if equation is not None and can_hold(layout, equation):
+                layout = replace(layout, fields=tuple(field.name for field in equation.fields))
             params = _parameters(file, layout, equation) if equation else {}
         problems = [*layout.problems, _untrainable(path, tasks)] if equation is None else _training_problems(file, task)
         scanned = None if layout.problems else scan(file, layout)

@@ -20,6 +20,7 @@ Form = Literal["flux", "flux_source", "increment"]
 RightHandSide = Callable[[Tensor, Tensor, tuple[float, ...]], Tensor]
 InitialCondition = Callable[[int, tuple[Tensor, ...], Tensor, torch.Generator], Tensor]
 ExactSolution = Callable[[int, tuple[Tensor, ...], Tensor, Tensor, torch.Generator], Tensor]
+Forcing = Callable[[tuple[Tensor, ...]], Tensor]
 Report = Callable[[float], None]
 
 
@@ -112,10 +113,15 @@ class Equation:
         resolution: cells along each axis of the published data.
         make_frames: frames made unless others are asked for, over `time`.
         make_resolution: cells along each axis made unless others are asked for.
+        spin_up: time that a random state is solved for before the first frame, so that trajectories begin where the
+            equation has forgotten it (on the attractor).
+        forcing: (coordinates of each axis) -> (channel, *grid): source of each field per unit of time, which changes
+            from place to place but not with time, and which the fields alone do not show; None where there is none.
         rhs: (u (batch, channel, *grid), params (batch, parameter), spacing) -> du/dt of the shape of u, by central
             differences; None where the fields alone do not determine it.
         initial_condition: (num, coordinates of each axis, params (parameter), generator) -> (num, channel, *grid)
-            float64, drawn as the published data was. The same generator gives the same states on any grid.
+            float64, drawn as the published data was. The same generator gives the same states on any grid. This holds
+            before the spin-up: a chaotic equation amplifies the difference of two grids until nothing is shared.
         exact: (num, coordinates, params, times, generator) -> (num, time, channel, *grid): solutions from these
             initial states in closed form, where there is one.
         solver: the reference solver; None where there is none yet.
@@ -134,6 +140,8 @@ class Equation:
     resolution: int
     make_frames: int
     make_resolution: int
+    spin_up: float = 0.0
+    forcing: Forcing | None = None
     rhs: RightHandSide | None = None
     initial_condition: InitialCondition | None = None
     exact: ExactSolution | None = None

@@ -11,6 +11,8 @@ from ups.errors import UsageError
 from ups.physics.advection import ADVECTION1D
 from ups.physics.burgers import BURGERS1D
 from ups.physics.description import Equation, Field, Parameter
+from ups.physics.kolmogorov import KOLMOGOROV2D
+from ups.physics.kuramoto_sivashinsky import KURAMOTO_SIVASHINSKY1D
 from ups.physics.reaction_diffusion import REACTION_DIFFUSION1D, REACTION_DIFFUSION2D
 from ups.physics.shallow_water import SHALLOW_WATER2D
 
@@ -18,7 +20,15 @@ __all__ = ["EQUATIONS", "Equation", "Field", "Parameter", "get_equation"]
 
 EQUATIONS: dict[str, Equation] = {
     equation.name: equation
-    for equation in (ADVECTION1D, BURGERS1D, REACTION_DIFFUSION1D, REACTION_DIFFUSION2D, SHALLOW_WATER2D)
+    for equation in (
+        ADVECTION1D,
+        BURGERS1D,
+        KURAMOTO_SIVASHINSKY1D,
+        REACTION_DIFFUSION1D,
+        REACTION_DIFFUSION2D,
+        KOLMOGOROV2D,
+        SHALLOW_WATER2D,
+    )
 }
 
 

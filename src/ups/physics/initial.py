@@ -86,6 +86,31 @@ def random_waves_in_unit_range(
     return (waves(x).abs() / peak).clamp(max=1)[:, None]  # a peak between those points exceeds 1 by less than 1e-5
 
 
+def random_modes(
+    num: int, axes: tuple[Float[Tensor, " _"], ...], cycles: int, generator: torch.Generator
+) -> Float[Tensor, "num 1 *grid"]:
+    """Smooth states without a mean: all waves of up to so many cycles along each axis, of equal variance.
+
+    u(x) = sum_k a_k cos(2 pi k x) + b_k sin(2 pi k x) with independent normal a_k and b_k; the variance of u is one at
+    every place.
+
+    Args:
+        num: states to draw.
+        axes: coordinates along each axis (one or two), in periods.
+        cycles: of the finest wave along each axis.
+        generator: of the random numbers, which do not depend on the coordinates.
+    """
+    count = 2 * cycles + 1  # of the modes along an axis, from -cycles to cycles
+    shape = (num, *[count] * len(axes))
+    parts = torch.randn(2, *shape, dtype=torch.float64, generator=generator)
+    parts.flatten(2)[..., count ** len(axes) // 2] = 0  # the mean
+    modes = torch.complex(parts[0], parts[1])
+    wavenumber = 2j * math.pi * torch.arange(-cycles, cycles + 1, dtype=torch.float64)
+    for x in axes:  # sums over the first axis that is left, and puts the coordinate last
+        modes = torch.tensordot(modes, torch.exp(wavenumber[:, None] * x), dims=([1], [0]))
+    return modes.real[:, None] / math.sqrt(count ** len(axes) - 1)
+
+
 def random_noise(
     num: int, channels: int, shape: tuple[int, ...], generator: torch.Generator
 ) -> Float[Tensor, "num channel *grid"]:

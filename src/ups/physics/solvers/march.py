@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import torch
@@ -24,6 +25,7 @@ def march(
     plan: Plan,
     advance: Advance,
     report: Report,
+    longest: float = math.inf,
 ) -> Float[Tensor, "batch time channel *grid"]:
     """Advance a batch from output time to output time, each sample with the steps it needs itself.
 
@@ -35,19 +37,23 @@ def march(
             what a sample becomes does not depend on its neighbours.
         advance: (fields, parameters, interval, row) -> fields after the interval.
         report: called with the share of the time done, from 0 to 1.
+        longest: interval that one plan may be made for; longer ones are cut into equal parts.
     """
     frames = u0.new_empty((u0.shape[0], len(times), *u0.shape[1:]))
     frames[:, 0] = u0
     stamps = times.tolist()
     u = u0.clone()
     for frame, (start, stop) in enumerate(itertools.pairwise(stamps), start=1):
-        choices: Int[Tensor, "batch choice"] = plan(u, params, stop - start)
-        for choice in torch.unique(choices, dim=0):
-            members = (choices == choice).all(dim=1).nonzero().squeeze(1)
-            for rows in members.split(max(1, _CHUNK_VALUES // u[0].numel())):
-                u[rows] = advance(u[rows], params[rows], stop - start, tuple(choice.tolist()))
+        parts = max(1, math.ceil((stop - start) / longest * (1 - 1e-9)))  # 0.5 / 0.1 is not cut into six by rounding
+        interval = (stop - start) / parts
+        for part in range(1, parts + 1):
+            choices: Int[Tensor, "batch choice"] = plan(u, params, interval)
+            for choice in torch.unique(choices, dim=0):
+                members = (choices == choice).all(dim=1).nonzero().squeeze(1)
+                for rows in members.split(max(1, _CHUNK_VALUES // u[0].numel())):
+                    u[rows] = advance(u[rows], params[rows], interval, tuple(choice.tolist()))
+            report((start + part * interval - stamps[0]) / (stamps[-1] - stamps[0]))
         frames[:, frame] = u
-        report((stop - stamps[0]) / (stamps[-1] - stamps[0]))
     return frames
 
 

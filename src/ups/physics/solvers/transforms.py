@@ -24,9 +24,8 @@ class Fourier:
 
     def __init__(self, points: int, length: float, device: torch.device) -> None:
         self.points = points
-        self.wavenumber: Float[Tensor, " modes"] = (2 * math.pi / length) * torch.arange(
-            points // 2 + 1, dtype=torch.float64, device=device
-        )
+        self.cycles: Float[Tensor, " modes"] = torch.arange(points // 2 + 1, dtype=torch.float64, device=device)
+        self.wavenumber: Float[Tensor, " modes"] = (2 * math.pi / length) * self.cycles
         self.laplacian: Float[Tensor, " coefficients"] = -self.wavenumber.square().repeat_interleave(2)
 
     def forward(self, u: Float[Tensor, "*batch points"]) -> Float[Tensor, "*batch coefficients"]:
@@ -36,6 +35,37 @@ class Fourier:
     def inverse(self, modes: Float[Tensor, "*batch coefficients"]) -> Float[Tensor, "*batch points"]:
         """Coefficients back to values at the cell centres."""
         values: Tensor = torch.fft.irfft(as_complex(modes), n=self.points)
+        return values
+
+
+class Fourier2d:
+    """Real Fourier transform of two periodic axes of cell centres, the second of which is halved.
+
+    Args:
+        shape: number of cells (X, Y).
+        lengths: period of each axis, in its unit.
+        device: where the tables live.
+    """
+
+    def __init__(self, shape: tuple[int, int], lengths: tuple[float, float], device: torch.device) -> None:
+        self.shape = shape
+        whole = torch.fft.fftfreq(shape[0], 1 / shape[0], dtype=torch.float64, device=device)
+        half = torch.arange(shape[1] // 2 + 1, dtype=torch.float64, device=device)
+        self.cycles: tuple[Tensor, Tensor] = (whole[:, None], half[None])
+        self.wavenumbers: tuple[Float[Tensor, "x 1"], Float[Tensor, "1 modes"]] = (
+            (2 * math.pi / lengths[0]) * whole[:, None],
+            (2 * math.pi / lengths[1]) * half[None],
+        )
+        square = self.wavenumbers[0].square() + self.wavenumbers[1].square()
+        self.laplacian: Float[Tensor, "x coefficients"] = -square.repeat_interleave(2, dim=-1)
+
+    def forward(self, u: Float[Tensor, "*batch x y"]) -> Float[Tensor, "*batch x coefficients"]:
+        """Values at the cell centres to coefficients (2 (Y // 2 + 1) real numbers along the last axis)."""
+        return torch.view_as_real(torch.fft.rfft2(u)).flatten(-2)
+
+    def inverse(self, modes: Float[Tensor, "*batch x coefficients"]) -> Float[Tensor, "*batch x y"]:
+        """Coefficients back to values at the cell centres."""
+        values: Tensor = torch.fft.irfft2(as_complex(modes), s=self.shape)
         return values
 
 
@@ -64,6 +94,16 @@ class Cosine:
 def as_complex(modes: Float[Tensor, "*batch coefficients"]) -> Tensor:
     """View interleaved real and imaginary parts as complex numbers."""
     return torch.view_as_complex(modes.unflatten(-1, (-1, 2)))
+
+
+def without_alias(cycles: Float[Tensor, "*modes"], points: int) -> Float[Tensor, "*modes"]:
+    """1 for the modes whose products do not alias into each other on so many points (2/3 rule), 0 for the others.
+
+    Args:
+        cycles: of each mode over the period, whole numbers of either sign.
+        points: number of cells along that axis.
+    """
+    return (3 * cycles.abs() < points).to(cycles.dtype)
 
 
 def resample_periodic(u: Float[Tensor, "..."], points: int, dim: int = -1) -> Float[Tensor, "..."]:

@@ -1,0 +1,69 @@
+"""Kolmogorov flow: two-dimensional incompressible flow driven along x by sin(4 y), on the periodic square of 2 pi.
+
+In vorticity, w_t + u . grad w = nu lap w - drag w + f with f = curl (sin(4 y), 0) = -4 cos(4 y).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ups.physics.description import Equation, Field, Parameter
+from ups.physics.differences import laplacian_periodic, slope_periodic
+from ups.physics.initial import random_modes
+from ups.physics.solvers.navier_stokes import Flow, VorticitySolver
+
+_LENGTH = 2 * math.pi
+_WAVES = 4  # of the forcing along y
+_MODES = 4  # cycles of the finest wave of an initial state, along each axis
+
+
+def _forcing(axes: tuple[Tensor, ...]) -> Float[Tensor, "1 x y"]:
+    x, y = axes
+    return (-_WAVES * torch.cos(_WAVES * y)).expand(1, len(x), -1)
+
+
+def _rhs(w: Float[Tensor, "batch 1 x y"], params: Float[Tensor, "batch 2"], spacing: tuple[float, ...]) -> Tensor:
+    shape = (w.shape[-2], w.shape[-1])
+    flow = Flow(shape, (shape[0] * spacing[0], shape[1] * spacing[1]), w.device)
+    u, v = flow.velocity(flow.fourier.forward(w.double())).to(w.dtype).unbind(2)
+    nu, drag = params[:, :, None, None, None].unbind(1)
+    carried = slope_periodic((u * w).mT, spacing[0]).mT + slope_periodic(v * w, spacing[1])
+    viscous = laplacian_periodic(w.mT, spacing[0]).mT + laplacian_periodic(w, spacing[1])
+    axes = tuple(
+        (torch.arange(points, dtype=torch.float64, device=w.device) + 0.5) * step
+        for points, step in zip(shape, spacing, strict=True)
+    )
+    return nu * viscous - carried - drag * (w - w.mean(dim=(-2, -1), keepdim=True)) + _forcing(axes).to(w.dtype)
+
+
+def _initial_condition(num: int, axes: tuple[Tensor, ...], params: Tensor, generator: torch.Generator) -> Tensor:
+    return 2 * random_modes(num, tuple(axis / _LENGTH for axis in axes), _MODES, generator)
+
+
+KOLMOGOROV2D = Equation(
+    name="kolmogorov2d",
+    dim=2,
+    fields=(Field("w", conserved=True, parity=-1),),
+    parameters=(
+        Parameter("nu", ("Nu", "nu"), default=0.01, lower=1e-4, upper=1e2),
+        Parameter("drag", ("Drag", "drag"), default=0.1, scale="linear", lower=0.0, upper=10.0, optional=True),
+    ),
+    domain=((0.0, _LENGTH), (0.0, _LENGTH)),
+    boundary="periodic",
+    form="flux",
+    symmetries=frozenset(),
+    time=10.0,
+    frames=21,
+    resolution=64,
+    make_frames=21,
+    make_resolution=64,
+    spin_up=20.0,
+    forcing=_forcing,
+    rhs=_rhs,
+    initial_condition=_initial_condition,
+    solver=VorticitySolver(_forcing),
+)
