@@ -273,7 +273,8 @@ def with_one_file_to_generate(data: dict[str, Any]) -> dict[str, Any]:
 
 
 schedules = st.one_of(
-    group(warmup=fractions, final=fractions),
+    group(warmup=fractions),
+    group(warmup=fractions, final=fractions).map(lambda keys: {**keys, "name": "cosine"}),
     group(warmup=fractions).map(lambda keys: {**keys, "name": "step", "gamma": 0.3}),
     group(warmup=fractions, decay=st.floats(0.01, 0.5)).map(lambda keys: {**keys, "name": "wsd"}),
     group(patience=counts).map(lambda keys: {**keys, "name": "plateau"}),

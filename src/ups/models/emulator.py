@@ -22,7 +22,7 @@ class TaskSpec:
 
     `mean` and `std` are the train statistics of each field; `param_mean` and `param_std` those of each parameter, or of
     its logarithm where `param_log`; `param_low` and `param_high` bound its raw values (empty in models saved without).
-    `lattice` is the grid trained on; `origin` the coordinate of its first node.
+    `lattice` is the grid trained on; `origin` the coordinate of its first node. `galilean`: see `frame.MovingFrame`.
     """
 
     name: str
@@ -43,6 +43,7 @@ class TaskSpec:
     param_std: tuple[float, ...] = ()
     param_low: tuple[float, ...] = ()
     param_high: tuple[float, ...] = ()
+    galilean: bool = False
 
     @property
     def axes(self) -> int:

@@ -29,6 +29,8 @@ class Architecture:
     latent_dim: int = 64
     patch: int = 8
     base: str = "linear"
+    form: str | None = None
+    moving_frame: bool = True
     architecture: str = "pdet_stack"
     hidden_dim: int = 64
     depths: tuple[int, ...] = (3,)
@@ -52,7 +54,7 @@ class Simulator(StepEmulator):
     name = "ups"
 
     def __init__(self, tasks: Mapping[str, TaskSpec], architecture: Architecture) -> None:
-        super().__init__(tasks, base=architecture.base)
+        super().__init__(tasks, base=architecture.base, form=architecture.form, moving_frame=architecture.moving_frame)
         self.architecture = architecture
         dims = {spec.axes for spec in tasks.values()}
         if len(dims) > 1:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ups.models.emulator import Emulator, TaskSpec
+from ups.models.frame import MovingFrame
 from ups.models.layers import ModuleMap, full_precision
 from ups.models.propagator import LinearPropagator, ModeTransform
 
@@ -106,7 +107,7 @@ class Rest(nn.Module):
 class Physics(nn.Module):
     """What a step knows without learning: the linear base and the form of the rest, for one task."""
 
-    def __init__(self, spec: TaskSpec, base: str, form: str) -> None:
+    def __init__(self, spec: TaskSpec, base: str, form: str, moving_frame: bool) -> None:
         super().__init__()
         channels = len(spec.fields)
         self.base = (
@@ -122,9 +123,17 @@ class Physics(nn.Module):
             else None
         )
         self.rest = Rest(channels, form, spec.periodic)
+        self.frame = MovingFrame(spec) if moving_frame and spec.galilean else None
 
     def advance_base(self, u_hat: Tensor, params: Tensor) -> Tensor:
         return u_hat if self.base is None else self.base(u_hat, params)
+
+    def seen_by_step(self, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+        """A pair of normalised frames a step apart (batch, channel, *grid), as base and rest meet them."""
+        if self.frame is None:
+            return before, after
+        still, mean = self.frame.enter(before[:, None])
+        return still[:, 0], self.frame.follow(after, mean)
 
 
 class StepEmulator(Emulator):
@@ -133,12 +142,15 @@ class StepEmulator(Emulator):
     Args:
         base: `linear` (fitted propagator) or `persistence`.
         form: how the rest is read; None takes each equation's own.
+        moving_frame: take the mean velocity out of the step where the equation is Galilean-invariant.
     """
 
-    def __init__(self, tasks: Mapping[str, TaskSpec], *, base: str, form: str | None = None) -> None:
+    def __init__(
+        self, tasks: Mapping[str, TaskSpec], *, base: str, form: str | None = None, moving_frame: bool = False
+    ) -> None:
         super().__init__(tasks)
         self.physics: ModuleMap[Physics] = ModuleMap(
-            {task: Physics(spec, base, form or spec.form) for task, spec in tasks.items()}
+            {task: Physics(spec, base, form or spec.form, moving_frame) for task, spec in tasks.items()}
         )
 
     def rest(
@@ -158,14 +170,14 @@ class StepEmulator(Emulator):
         """One step on the lattice, in normalised fields."""
         physics, normalizer = self.physics[task], self.normalizers[task]
         with full_precision(u_hat):
+            if physics.frame is not None:
+                u_hat, mean = physics.frame.enter(u_hat)
             base: Tensor = physics.advance_base(u_hat[:, -1], normalizer.params(params))
             features = normalizer.features(dt, params)
         raw = self.rest(u_hat.flatten(1, 2), features, task)  # the network alone runs under the caller's autocast
-        if raw is None:
-            return base
         with full_precision(u_hat):
-            change: Tensor = physics.rest(raw.to(base.dtype))
-            return base + change
+            u_next = base if raw is None else base + physics.rest(raw.to(base.dtype))
+            return u_next if physics.frame is None else physics.frame.leave(u_next, mean)
 
     def step(
         self,
@@ -194,9 +206,8 @@ class StepEmulator(Emulator):
         physics, normalizer = self.physics[task], self.normalizers[task]
 
         def hats() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-            return (
-                (normalizer(before), normalizer(after), normalizer.params(params)) for before, after, params in pairs
-            )
+            for before, after, params in pairs:
+                yield (*physics.seen_by_step(normalizer(before), normalizer(after)), normalizer.params(params))
 
         if physics.base is not None:
             physics.base.fit(hats())

@@ -64,6 +64,7 @@ def describe_task(settings: Settings, train: TrajectorySet, statistics: FieldSta
         ),
         param_low=tuple(float(column.min()) for column in params.T),
         param_high=tuple(float(column.max()) for column in params.T),
+        galilean="galilean" in equation.symmetries,
     )
 
 
@@ -113,6 +114,8 @@ def build_simulator(settings: Settings, specs: Mapping[str, TaskSpec]) -> Simula
             latent_dim=settings.latent.dim,
             patch=choose_patch(settings.latent.patch, settings.latent.dim, specs),
             base=settings.operator.base,
+            form=None if settings.operator.form == "auto" else settings.operator.form,
+            moving_frame=settings.operator.moving_frame,
             architecture=settings.operator.architecture_type,
             hidden_dim=pdet.hidden_dim,
             depths=choose_depths(pdet.depths, settings.operator.architecture_type),
