@@ -61,4 +61,5 @@ class MovingFrame(nn.Module):
         size = u.shape[-1]
         waves = torch.arange(size // 2 + 1, device=u.device, dtype=u.dtype) * (2 * math.pi / size)
         phase = torch.polar(torch.ones_like(cells * waves), -(cells * waves))
-        return torch.fft.irfft(torch.fft.rfft(u) * phase, n=size)
+        shifted: Tensor = torch.fft.irfft(torch.fft.rfft(u) * phase, n=size)
+        return shifted
