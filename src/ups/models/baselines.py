@@ -1,14 +1,16 @@
 """The baselines every run is compared with: persistence, the linear propagator, FNO and U-Net.
 
-FNO and U-Net have the sizes of PDEBench's (Takamoto et al. 2022) and get what is known to help them: normalised fields,
-and a prediction of the step's change, scaled by its root mean square, rather than of the next field.
+FNO and U-Net have the sizes of PDEBench's (Takamoto et al. 2022) unless others are given, and get what is known to help
+them: normalised fields, and a prediction of the step's change, scaled by its root mean square, rather than of the next
+field.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from ups.errors import UpsError
 from ups.models.emulator import Emulator, TaskSpec
-from ups.models.layers import BoundaryConv, full_precision
+from ups.models.layers import BoundaryConv, full_precision, pad_axis
 from ups.models.step import StepEmulator
 
 
@@ -77,14 +79,29 @@ class SpectralConv(nn.Module):
 
 
 class FNO(nn.Module):
-    """Fourier neural operator (Li et al. 2021), PDEBench's size: width 20, four layers, 12 modes."""
+    """Fourier neural operator (Li et al. 2021), PDEBench's size: width 20, four layers, 12 modes.
+
+    Args:
+        position: append each cell's coordinates to its values.
+        padding: axes with walls are extended beyond both by this share of their cells, mirrored, and cut back at the
+            end: the transform takes every axis to be periodic.
+    """
 
     def __init__(
-        self, axes: int, channels_in: int, channels_out: int, *, width: int = 20, modes: int = 12, layers: int = 4
+        self,
+        axes: int,
+        channels_in: int,
+        channels_out: int,
+        *,
+        width: int = 20,
+        modes: int = 12,
+        layers: int = 4,
+        position: bool = True,
+        padding: float = 0.0,
     ) -> None:
         super().__init__()
-        self.axes = axes
-        self.lift = BoundaryConv(axes, channels_in + axes, width, 1)
+        self.axes, self.position, self.padding = axes, position, padding
+        self.lift = BoundaryConv(axes, channels_in + axes * position, width, 1)
         self.spectral = nn.ModuleList([SpectralConv(axes, width, modes) for _ in range(layers)])
         self.local = nn.ModuleList([BoundaryConv(axes, width, width, 1) for _ in range(layers)])
         self.project = BoundaryConv(axes, width, 128, 1)
@@ -93,12 +110,21 @@ class FNO(nn.Module):
     def forward(
         self, u: Float[Tensor, "batch channel *grid"], periodic: Sequence[bool]
     ) -> Float[Tensor, "batch out *grid"]:
-        axes = [torch.linspace(0, 1, size + 1, device=u.device, dtype=u.dtype)[:-1] for size in u.shape[2:]]
-        position = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(u.shape[0], *[-1] * (self.axes + 1))
-        x = self.lift(torch.cat([u, position], 1), periodic)
+        if self.position:
+            axes = [torch.linspace(0, 1, size + 1, device=u.device, dtype=u.dtype)[:-1] for size in u.shape[2:]]
+            position = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(u.shape[0], *[-1] * (self.axes + 1))
+            u = torch.cat([u, position], 1)
+        beyond = [
+            0 if wraps else math.ceil(self.padding * size) for wraps, size in zip(periodic, u.shape[2:], strict=True)
+        ]
+        x = self.lift(u, periodic)
+        for axis, cells in enumerate(beyond, start=2):
+            x = pad_axis(x, axis, cells, cells, False)
         for index, (spectral, local) in enumerate(zip(self.spectral, self.local, strict=True)):
             x = spectral(x) + local(x, periodic)
             x = F.gelu(x) if index + 1 < len(self.spectral) else x
+        for axis, cells in enumerate(beyond, start=2):
+            x = x.narrow(axis, cells, x.shape[axis] - 2 * cells)
         out: Tensor = self.out(F.gelu(self.project(x, periodic)), periodic)
         return out
 
@@ -154,33 +180,61 @@ class UNetNetwork(nn.Module):
         return out
 
 
+def make_fno(spec: TaskSpec, channels_in: int, channels_out: int, **sizes: Any) -> nn.Module:
+    """An FNO for one task; `sizes` are keyword arguments of `FNO`."""
+    return FNO(spec.axes, channels_in, channels_out, **sizes)
+
+
+def make_unet(spec: TaskSpec, channels_in: int, channels_out: int, *, width: int = 32, levels: int = 4) -> nn.Module:
+    """A U-Net for one task.
+
+    Raises:
+        UpsError: an axis of the task's grid cannot be halved `levels` times.
+    """
+    if any(size % 2**levels for size in spec.lattice):
+        raise UpsError(
+            f"{spec.name}: the U-Net halves the grid {levels} times; {spec.lattice} is not a multiple of "
+            f"{2**levels} on each axis"
+        )
+    return UNetNetwork(spec.axes, channels_in, channels_out, width=width, levels=levels)
+
+
+MakeNetwork = Callable[[TaskSpec, int, int], nn.Module]
+"""Task, channels read, channels written -> a network that is called with (batch, channel, *grid) and which axes wrap."""
+
+NETWORKS: dict[str, MakeNetwork] = {"fno": make_fno, "unet": make_unet}
+
+
 class NetworkEmulator(StepEmulator):
     """A grid-to-grid network as emulator: one network per task, parameters appended as constant channels.
 
     Args:
-        network: `fno` or `unet`.
-        base, form: `persistence` and `increment` for the plain baseline; others give it the stack's structural parts.
+        name: of the emulator.
+        make: builds the network of one task; None takes the one of `NETWORKS` that is called like the emulator.
+        base, form, moving_frame: `persistence`, `increment` and False for the plain baseline; others give it the
+            structural parts of the simulator.
     """
 
     def __init__(
-        self, tasks: Mapping[str, TaskSpec], network: str, *, base: str = "persistence", form: str | None = "increment"
+        self,
+        tasks: Mapping[str, TaskSpec],
+        name: str,
+        make: MakeNetwork | None = None,
+        *,
+        base: str = "persistence",
+        form: str | None = "increment",
+        moving_frame: bool = False,
     ) -> None:
-        super().__init__(tasks, base=base, form=form)
-        self.name = network
-        make = {"fno": FNO, "unet": UNetNetwork}[network]
+        super().__init__(tasks, base=base, form=form, moving_frame=moving_frame)
+        self.name, make = name, make or NETWORKS[name]
         self.networks = nn.ModuleDict(
             {
                 task: make(
-                    spec.axes, spec.context * len(spec.fields) + len(spec.param_names), self.physics[task].rest.width
+                    spec, spec.context * len(spec.fields) + len(spec.param_names), self.physics[task].rest.width
                 )
                 for task, spec in tasks.items()
             }
         )
-        for task, spec in tasks.items():
-            if network == "unet" and any(size % 16 for size in spec.lattice):
-                raise UpsError(
-                    f"{task}: the U-Net halves the grid four times; {spec.lattice} is not a multiple of 16 on each axis"
-                )
 
     def rest(self, u_hat: Float[Tensor, "batch channel *grid"], features: Tensor, task: str) -> Tensor:
         spec = self.tasks[task]

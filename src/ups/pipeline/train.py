@@ -82,8 +82,15 @@ def fit_closed_form(workspace: Workspace, emulator: Emulator) -> str:
     )
 
 
-def train_stage(workspace: Workspace, stage: StageName, simulator: Simulator, before: str) -> str:
-    """Trains one stage of the simulator, unless its record says that it is done; returns the stage's key."""
+def train_stage(
+    workspace: Workspace, stage: StageName, simulator: Simulator, before: str, budget: Budget | None = None
+) -> str:
+    """Trains one stage of the simulator, unless its record says that it is done; returns the stage's key.
+
+    Args:
+        before: key of what the stage starts from.
+        budget: instead of the one that the settings give the stage.
+    """
     settings = workspace.settings
     choices = resolved(settings)
     key = digest(before, stage, choices["stages"][stage], choices["training"], choices["optimizer"], settings.seed)
@@ -101,7 +108,7 @@ def train_stage(workspace: Workspace, stage: StageName, simulator: Simulator, be
         name=stage,
         emulator=simulator,
         objective=build_objective(stage, settings, simulator, augments),
-        budget=Budget.of(settings.stage(stage)),
+        budget=budget or Budget.of(settings.stage(stage)),
         optimizer=settings.optimizer_of(stage),
         batch_size=workspace.batch_size(stage),
         patience=settings.patience_of(stage),
@@ -137,26 +144,43 @@ def training_seconds(workspace: Workspace) -> float:
 
 def train_baseline(workspace: Workspace, name: str) -> Emulator:
     """Trains a baseline for as many seconds as the simulator, or fits it, or takes it as it is."""
-    settings = workspace.settings
-    seed_everything(settings.seed)
+    seed_everything(workspace.settings.seed)
     emulator = make_baseline(name, workspace.specs).to(workspace.device)
-    seconds = training_seconds(workspace)
+    budget = Budget("seconds", training_seconds(workspace))
     fitted = fit_closed_form(workspace, emulator)
-    if not any(p.requires_grad for p in emulator.parameters()) or not isinstance(emulator, StepEmulator):
+    if not isinstance(emulator, StepEmulator) or not any(p.requires_grad for p in emulator.parameters()):
         return emulator.eval()
-    step = f"baselines-{name}"
+    batch_size = workspace.batch_size("operator")
+    return train_emulator(workspace, emulator, fitted, BASELINE_OPTIMIZERS[name], budget, batch_size)
+
+
+def train_emulator(
+    workspace: Workspace,
+    emulator: StepEmulator,
+    before: str,
+    optimizer: OptimizerSettings,
+    budget: Budget,
+    batch_size: int,
+) -> Emulator:
+    """Trains an emulator other than the simulator one step ahead, unless its record says that it is done.
+
+    Args:
+        emulator: on the workspace's device; what it has in closed form is fitted.
+        before: key of what training starts from.
+    """
+    settings, step = workspace.settings, f"baselines-{emulator.name}"
     training = resolved(settings)["training"]
-    key = digest(fitted, step, seconds, training, BASELINE_OPTIMIZERS[name].model_dump(mode="json"))
-    folder = workspace.run_dir / "baselines" / name / "model"
+    key = digest(before, step, budget.amount, training, optimizer.model_dump(mode="json"))
+    folder = workspace.run_dir / "baselines" / emulator.name / "model"
     if workspace.records.done(step, key, folder):
         return load_model(folder, workspace.device)
     plan = Plan(
         name=step,
         emulator=emulator,
         objective=EmulatorObjective(emulator, build_augments(settings, workspace.splits["train"])),
-        budget=Budget("seconds", seconds),
-        optimizer=BASELINE_OPTIMIZERS[name],
-        batch_size=workspace.batch_size("operator"),
+        budget=budget,
+        optimizer=optimizer,
+        batch_size=batch_size,
         patience=None,
         validate=validation_of(workspace, step, emulator),
         key=key,
