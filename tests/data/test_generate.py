@@ -6,6 +6,7 @@ import fcntl
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,8 @@ from ups.data.generate import generate
 from ups.data.pdebench import open_trajectories
 from ups.errors import UpsError, UsageError
 from ups.physics.equations import EQUATIONS, get_equation
+from ups.physics.solvers.reaction_diffusion import FitzHughNagumoSolver
+from ups.physics.solvers.transforms import resample_periodic
 from ups.runtime import SilentProgress
 
 SMALL = {"resolution": 16, "frames": 3, "time": 0.1}
@@ -96,6 +99,39 @@ def test_burgers_is_solved_finer_than_it_is_written(tmp_path: Path) -> None:
             found.append(file.read([0, 1, 2, 3])[:, :, 0])
     coarse, fine = found[0], found[1].reshape(4, 3, 32, 3)
     assert np.linalg.norm(coarse - fine[..., 1]) < 0.01 * np.linalg.norm(coarse)
+
+
+def test_a_grid_finer_by_an_even_factor_is_brought_back_by_interpolation(tmp_path: Path) -> None:
+    """A file of 128 cells is solved on 256: it is the trigonometric interpolant of the file of 256."""
+    found = []
+    for resolution in (128, 256):
+        path = tmp_path / f"{resolution}.hdf5"
+        generate("kuramoto_sivashinsky1d", path, 2, 1, {}, resolution=resolution, frames=2, time=1.0)
+        with open_trajectories(path) as file:
+            found.append(torch.from_numpy(file.read([0, 1])))
+    torch.testing.assert_close(found[0], resample_periodic(found[1].double(), 128).float(), rtol=0, atol=2e-6)
+
+
+def test_the_first_frame_is_the_state_after_the_spin_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spin-up of 10 leaves out the first 10 units of time; it is not in the time stamps."""
+    found = []
+    for spin_up, frames in ((0.0, 3), (10.0, 2)):
+        equation = replace(get_equation("kuramoto_sivashinsky1d"), spin_up=spin_up)
+        monkeypatch.setattr("ups.data.generate.get_equation", lambda _, equation=equation: equation)
+        path = tmp_path / f"{spin_up}.hdf5"
+        generate(equation.name, path, 2, 1, {"nu": 10.0}, resolution=64, frames=frames, time=10.0 * (frames - 1))
+        with open_trajectories(path) as file:
+            found.append(file.read([0, 1]))
+            np.testing.assert_allclose(file.times, 10 * np.arange(frames))
+    np.testing.assert_allclose(found[1], found[0][:, 1:], atol=1e-5)
+    assert np.abs(found[0][:, 0] - found[1][:, 0]).max() > 0.1
+
+
+def test_walls_need_an_odd_factor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FitzHughNagumoSolver, "refinement", lambda *_: 2)
+    with pytest.raises(UpsError, match="odd factor"):
+        make(tmp_path, "reaction_diffusion2d")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_interrupted_work_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -135,6 +135,25 @@ def test_an_ambiguous_file_is_read_as_asked(tmp_path: Path) -> None:
     assert "cannot tell its task" in str(summary.problems[0])
 
 
+def test_an_equation_that_is_not_published_in_a_layout_is_read_where_its_file_names_it(tmp_path: Path) -> None:
+    """By the attribute, by the name, or by the reader; a file that names another task is not it."""
+    names = ("some.h5", "my_kolmogorov2d_runs.h5", "marked.h5")
+    some, named, marked = (write_task(tmp_path / name, "shallow_water2d", resolution=8, Nu=0.01) for name in names)
+    with h5py.File(marked, "r+") as file:
+        file.attrs["task"] = "kolmogorov2d"
+    assert possible_tasks(some) == ("shallow_water2d",)
+    for path, asked in ((some, "kolmogorov2d"), (named, None), (named, "kolmogorov2d"), (marked, None)):
+        with open_trajectories(path, asked) as file:
+            assert (file.task, file.fields, file.params[0].tolist()) == ("kolmogorov2d", ("w",), [0.01, 0.1])
+    for path in (named, marked):
+        assert [field.name for field in inspect_file(path).ranges] == ["w"]
+        with pytest.raises(DataError, match="holds kolmogorov2d, not shallow_water2d"):
+            open_trajectories(path, "shallow_water2d")
+    burgers = write_task(tmp_path / "1D_Burgers_Sols_Nu0.01.hdf5", "burgers1d")
+    with pytest.raises(DataError, match="holds burgers1d, not kuramoto_sivashinsky1d"):
+        open_trajectories(burgers, "kuramoto_sivashinsky1d")
+
+
 def test_an_unknown_task_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UpsError, match="burgers1"):
         open_trajectories(write_task(tmp_path / "some.h5", "burgers1d"), "burgers1")

@@ -14,7 +14,9 @@ from ups.physics.solvers.etd import Etdrk4, phi_functions
 def test_the_phi_functions_are_right_to_rounding_near_zero_and_far_from_it() -> None:
     """Against phi_k(z) = 1F1(1, k + 1, z) / k! with sixty digits."""
     mpmath = pytest.importorskip("mpmath")
-    z = torch.tensor([0.0, -1e-14, -1e-6, -0.1, -0.999, -1.001, -3.0, -40.0, -1e5], dtype=torch.float64)
+    negative = [-1e-14, -1e-6, -0.1, -0.999, -1.001, -3.0, -40.0, -1e5]
+    positive = [1e-14, 1e-6, 0.1, 0.999, 1.001, 2.0, 3.999, 4.001, 9.0, 40.0, 300.0]
+    z = torch.tensor([0.0, *negative, *positive], dtype=torch.float64)
     for order, found in enumerate(phi_functions(z), start=1):
         with mpmath.workdps(60):
             exact = [mpmath.hyp1f1(1, order + 1, mpmath.mpf(x)) / mpmath.factorial(order) for x in z.tolist()]
@@ -25,13 +27,13 @@ def test_the_phi_functions_are_right_to_rounding_near_zero_and_far_from_it() -> 
 
 def test_a_constant_right_hand_side_is_integrated_exactly_in_one_step() -> None:
     """v' = L v + c has v(t) = exp(L t) v_0 + (exp(L t) - 1) / L c."""
-    linear, constant = torch.tensor([-0.5, -300.0]).double(), torch.tensor([2.0, 3.0]).double()
-    v = Etdrk4.build(linear, 0.7).step(torch.ones(2).double(), lambda v: constant.expand_as(v).clone())
+    linear, constant = torch.tensor([-0.5, -300.0, 0.25, 6.0]).double(), torch.tensor([2.0, 3.0, -1.0, 2.0]).double()
+    v = Etdrk4.build(linear, 0.7).step(torch.ones(4).double(), lambda v: constant.expand_as(v).clone())
     growth = torch.exp(0.7 * linear)
     torch.testing.assert_close(v, growth + (growth - 1) / linear * constant, rtol=1e-13, atol=0)
 
 
-@pytest.mark.parametrize("stiffness", [1.0, 50.0])
+@pytest.mark.parametrize("stiffness", [1.0, 50.0, -2.0])
 def test_it_is_of_fourth_order(stiffness: float) -> None:
     """The logistic equation v' = v - v² at any split v' = -s v + (v - v² + s v)."""
     linear = torch.tensor([-stiffness]).double()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ups.physics.differences import laplacian_no_flow
-from ups.physics.solvers.transforms import Cosine, Fourier, resample_linear, resample_periodic
+from ups.physics.solvers.transforms import Cosine, Fourier, Fourier2d, resample_linear, resample_periodic, without_alias
 
 CPU = torch.device("cpu")
 
@@ -32,6 +32,30 @@ def test_fourier_inverts_and_differentiates_twice(points: int) -> None:
     k = 2 * math.pi * 3 / 2.5
     mode = torch.sin(k * x + 0.2)
     torch.testing.assert_close(fourier.inverse(fourier.laplacian * fourier.forward(mode)), -(k**2) * mode)
+
+
+@pytest.mark.parametrize("shape", [(16, 12), (9, 15)])
+def test_fourier_in_two_dimensions_inverts_and_differentiates_twice(shape: tuple[int, int]) -> None:
+    lengths = (2.5, 4.0)
+    fourier, u = Fourier2d(shape, lengths, CPU), noise(3, *shape)
+    torch.testing.assert_close(fourier.inverse(fourier.forward(u)), u)
+    x, y = (length * (torch.arange(n, dtype=torch.float64) + 0.5) / n for n, length in zip(shape, lengths, strict=True))
+    k, m = 2 * math.pi * 3 / 2.5, 2 * math.pi * 2 / 4.0
+    mode = torch.sin(k * x[:, None] - m * y + 0.2)
+    torch.testing.assert_close(fourier.inverse(fourier.laplacian * fourier.forward(mode)), -(k**2 + m**2) * mode)
+
+
+@pytest.mark.parametrize("points", [15, 16, 17, 18])
+def test_products_of_the_modes_that_are_kept_do_not_alias_into_them(points: int) -> None:
+    """On so many points and on three times as many, the square of a state has the same kept modes; one more fails."""
+    fourier, finer = Fourier(points, 1.0, CPU), Fourier(3 * points, 1.0, CPU)
+    kept = without_alias(fourier.cycles, points).repeat_interleave(2)
+    modes = kept * fourier.forward(noise(2, points))
+    wide = torch.nn.functional.pad(modes, (0, 2 * len(finer.cycles) - modes.shape[-1]))
+    squared = fourier.forward(fourier.inverse(modes).square())
+    exact = finer.forward((3 * finer.inverse(wide)).square())[..., : modes.shape[-1]] / 3
+    torch.testing.assert_close(kept * squared, kept * exact)
+    assert int(kept.sum()) // 2 == (points - 1) // 3 + 1
 
 
 def test_cosines_are_orthonormal_and_diagonalise_the_laplacian_between_walls() -> None:

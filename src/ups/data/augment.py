@@ -13,34 +13,42 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ups.data.fields import Batch
-from ups.physics.equations import Equation
+from ups.physics.description import Equation, Motion
 
 
 class Augment:
-    """Draws translations, reflections and quarter turns for a batch of windows of one equation.
+    """Draws translations, reflections, quarter turns and motions for a batch of windows of one equation.
 
     Args:
-        equation: its `symmetries`, `periodic` axes and the `parity` of its fields decide what is drawn.
+        equation: its `symmetries`, `motions`, `periodic` axes and the `parity` of its fields decide what is drawn.
         enabled: False draws the identity alone.
     """
 
     def __init__(self, equation: Equation, *, enabled: bool = True) -> None:
-        self.symmetries: frozenset[str] = equation.symmetries if enabled else frozenset()
-        self.periodic = equation.periodic
+        self.moved = [axis for axis in equation.axes_with("translation") if enabled and equation.periodic[axis]]
+        self.mirrored = equation.axes_with("reflection") if enabled else ()
+        self.rotates = enabled and "rotation" in equation.symmetries
+        self.motions = equation.motions if enabled else ()
         self.parity = torch.tensor([float(field.parity) for field in equation.fields])
 
     def __call__(self, batch: Batch, rng: torch.Generator) -> Batch:
-        """A new batch of the same shape; all draws are from `rng`, on its device."""
+        """A new batch of the same shape; all draws are from `rng`, on its device.
+
+        Translations are by whole cells, and motions as often as moves by whole cells.
+        """
         frames, many, where = batch.frames, (len(batch.frames),), rng.device
-        axes = range(3, frames.ndim)
-        for axis, periodic in zip(axes, self.periodic, strict=True):
-            if periodic and "translation" in self.symmetries:
-                frames = translate(frames, axis, torch.randint(frames.shape[axis], many, generator=rng, device=where))
-            if "reflection" in self.symmetries:
-                frames = reflect(frames, axis, self.parity, torch.rand(many, generator=rng, device=where) < 0.5)
-        if "rotation" in self.symmetries and frames.ndim == 5 and frames.shape[3] == frames.shape[4]:
+        for axis, dim in enumerate(range(3, frames.ndim)):
+            if axis in self.moved:
+                frames = translate(frames, dim, torch.randint(frames.shape[dim], many, generator=rng, device=where))
+            if axis in self.mirrored:
+                frames = reflect(frames, dim, self.parity, torch.rand(many, generator=rng, device=where) < 0.5)
+        if self.rotates and frames.ndim == 5 and frames.shape[3] == frames.shape[4]:
             swapped = torch.rand(many, generator=rng, device=where) < 0.5
             frames = torch.where(per_sample(swapped, frames), frames.mT, frames)
+        for motion in self.motions:
+            every = motion.every(tuple(frames.shape[3:]))
+            times = every * torch.randint(motion.order // every, many, generator=rng, device=where)
+            frames = repeat(frames, motion, self.parity, times)
         return replace(batch, frames=frames)
 
 
@@ -62,3 +70,13 @@ def reflect(frames: Float[Tensor, "batch time channel *grid"], axis: int, parity
     """u(x) -> parity * u(-x) along one axis, for the chosen samples."""
     sign = parity.to(frames).reshape(1, 1, -1, *[1] * (frames.ndim - 3))
     return torch.where(per_sample(chosen, frames), sign * frames.flip(axis), frames)
+
+
+def repeat(frames: Float[Tensor, "batch time channel *grid"], motion: Motion, parity: Tensor, times: Tensor) -> Tensor:
+    """Moves every sample by its own number of repetitions of a motion, which must be by whole cells."""
+    for dim, (mirrored, share) in enumerate(zip(motion.mirrored, motion.shift, strict=True), start=3):
+        if share:
+            frames = translate(frames, dim, times * share.numerator * frames.shape[dim] // share.denominator)
+        if mirrored:
+            frames = reflect(frames, dim, parity, times % 2 == 1)
+    return frames

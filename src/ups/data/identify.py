@@ -22,19 +22,24 @@ _NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
 
 def candidate_tasks(file: h5py.File, layout: Layout) -> tuple[str, ...]:
     """The tasks a file can hold, narrowed by (in this order) its attribute `task`, its name, and its parameters."""
-    marked = file.attrs.get("task")
-    if isinstance(marked, bytes | str):
-        return (marked.decode() if isinstance(marked, bytes) else marked,)
-    if len(layout.tasks) < 2:
-        return layout.tasks
-    stem = Path(file.filename).stem.lower()
-    named = [task for hint, task in NAME_HINTS if (hint in stem or task in stem) and task in layout.tasks]
-    if len(named) == 1:
-        return (named[0],)
+    stated = _stated_tasks(file, layout)
+    if len(stated) == 1 or len(layout.tasks) < 2:
+        return stated or layout.tasks
     known = [EQUATIONS[task] for task in layout.tasks if task in EQUATIONS]
     complete = {equation.name: _num_given(file, equation) for equation in known}
     most = max((given for given in complete.values() if given), default=0)
     return tuple(task for task, given in complete.items() if given == most) if most else layout.tasks
+
+
+def _stated_tasks(file: h5py.File, layout: Layout) -> tuple[str, ...]:
+    """The tasks that the attribute `task` or the file's name names; most files have neither."""
+    marked = file.attrs.get("task")
+    if isinstance(marked, bytes | str):
+        return (marked.decode() if isinstance(marked, bytes) else marked,)
+    stem = Path(file.filename).stem.lower()
+    hints = [task for hint, task in NAME_HINTS if hint in stem and task in layout.tasks]
+    named = [task for task, equation in EQUATIONS.items() if task in stem and can_hold(layout, equation)]
+    return tuple(dict.fromkeys([*named, *hints]))
 
 
 def _num_given(file: h5py.File, equation: Equation) -> int:
@@ -65,7 +70,9 @@ def settle_task(file: h5py.File, layout: Layout, asked: str | None) -> str:
         could = ", ".join(candidates) or "none that is known by its shapes"
         raise bad(file.filename, f"cannot tell its task (could be: {could})", "name it with data.task")
     fits = asked in EQUATIONS and can_hold(layout, EQUATIONS[asked])
-    if asked in candidates or (fits and len(candidates) != 1):
+    stated = _stated_tasks(file, layout)
+    unpublished = asked not in layout.tasks and not stated  # a layout and its parameters suggest published tasks alone
+    if asked in candidates or (fits and (len(candidates) != 1 or unpublished)):
         return asked
     shape = f"{len(layout.fields)} field(s) on a {len(layout.grid_shape)}-dimensional grid"
     holds = " or ".join(candidates) or shape

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -68,6 +69,31 @@ class Parameter:
     optional: bool = False
 
 
+@dataclass(frozen=True)
+class Motion:
+    """A transformation of a periodic domain that can be repeated: u(x) -> ± u(where x comes from).
+
+    Args:
+        mirrored: whether each axis is mirrored, x -> -x; the fields take their parity for every axis that is.
+        shift: how far each axis is moved, in shares of its period. An axis is mirrored or moved, not both.
+        order: repetitions after which everything is where it was.
+    """
+
+    mirrored: tuple[bool, ...]
+    shift: tuple[Fraction, ...]
+    order: int
+
+    def __post_init__(self) -> None:
+        if any(flipped and share for flipped, share in zip(self.mirrored, self.shift, strict=True)):
+            raise ValueError(f"an axis is mirrored or moved, not both: {self}")
+        if any((self.order * share).denominator > 1 for share in self.shift) or (self.order % 2 and any(self.mirrored)):
+            raise ValueError(f"{self.order} repetitions do not lead back: {self}")
+
+    def every(self, grid: tuple[int, ...]) -> int:
+        """Fewest repetitions that move a grid of so many cells along each axis by whole cells; divides the order."""
+        return math.lcm(*((share * cells).denominator for share, cells in zip(self.shift, grid, strict=True)))
+
+
 @runtime_checkable
 class Solver(Protocol):
     """A reference solver: batched, float64, on any device."""
@@ -107,7 +133,9 @@ class Equation:
         boundary: condition at the bounds of every axis; "neumann" is no flow (zero slope).
         form: how a step changes the fields: by fluxes between cells, by fluxes and a source, or by any increment.
         symmetries: transformations that map solutions to solutions: "translation", "reflection" (of any axis, with
-            each field's parity), "rotation" (by a quarter turn, in two dimensions).
+            each field's parity), "rotation" (by a quarter turn, in two dimensions). Where only one axis has the first
+            or the second it is named: "translation x".
+        motions: further symmetries, each of which may be repeated, and combined with all others.
         time: last time of the published data.
         frames: frames of the published data, the first included.
         resolution: cells along each axis of the published data.
@@ -140,6 +168,7 @@ class Equation:
     resolution: int
     make_frames: int
     make_resolution: int
+    motions: tuple[Motion, ...] = ()
     spin_up: float = 0.0
     forcing: Forcing | None = None
     rhs: RightHandSide | None = None
@@ -161,6 +190,11 @@ class Equation:
     def has_solver(self) -> bool:
         """Whether there is a reference solver."""
         return self.solver is not None
+
+    def axes_with(self, symmetry: str) -> tuple[int, ...]:
+        """The axes that have a symmetry: "translation" or "reflection"."""
+        everywhere = symmetry in self.symmetries
+        return tuple(axis for axis in range(self.dim) if everywhere or f"{symmetry} {'xyz'[axis]}" in self.symmetries)
 
     def centres(self, resolution: int) -> tuple[Float[Tensor, " points"], ...]:
         """Coordinates of the centres of `resolution` cells along each axis, float64."""

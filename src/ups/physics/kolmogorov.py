@@ -1,17 +1,20 @@
 """Kolmogorov flow: two-dimensional incompressible flow driven along x by sin(4 y), on the periodic square of 2 pi.
 
-In vorticity, w_t + u . grad w = nu lap w - drag w + f with f = curl (sin(4 y), 0) = -4 cos(4 y).
+In vorticity, w_t + u . grad w = nu lap w - drag w + f with f = curl (sin(4 y), 0) = -4 cos(4 y). The forcing leaves
+these symmetries: any translation along x; half a wave of the forcing along y together with the mirror x -> -x, w -> -w
+(twice: a whole wave along y); half a turn (x, y) -> (-x, -y).
 """
 
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ups.physics.description import Equation, Field, Parameter
+from ups.physics.description import Equation, Field, Motion, Parameter
 from ups.physics.differences import laplacian_periodic, slope_periodic
 from ups.physics.initial import random_modes
 from ups.physics.solvers.navier_stokes import Flow, VorticitySolver
@@ -19,6 +22,9 @@ from ups.physics.solvers.navier_stokes import Flow, VorticitySolver
 _LENGTH = 2 * math.pi
 _WAVES = 4  # of the forcing along y
 _MODES = 4  # cycles of the finest wave of an initial state, along each axis
+
+_SHIFT_AND_MIRROR = Motion(mirrored=(True, False), shift=(Fraction(0), Fraction(1, 2 * _WAVES)), order=2 * _WAVES)
+_HALF_TURN = Motion(mirrored=(True, True), shift=(Fraction(0), Fraction(0)), order=2)
 
 
 def _forcing(axes: tuple[Tensor, ...]) -> Float[Tensor, "1 x y"]:
@@ -55,7 +61,8 @@ KOLMOGOROV2D = Equation(
     domain=((0.0, _LENGTH), (0.0, _LENGTH)),
     boundary="periodic",
     form="flux",
-    symmetries=frozenset(),
+    symmetries=frozenset({"translation x"}),
+    motions=(_SHIFT_AND_MIRROR, _HALF_TURN),
     time=10.0,
     frames=21,
     resolution=64,
