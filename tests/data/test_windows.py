@@ -253,3 +253,30 @@ def test_what_cannot_be_cut_is_an_error(sets: dict[str, TrajectorySet]) -> None:
         WindowLoader(sets, 4, 1, 1, seed=1).load_state_dict(loader.state_dict())
     with pytest.raises(DataError, match="no batch 999"):
         loader.load_state_dict({"epoch": 0, "position": 999, "horizon": 1, "seed": 0})
+
+
+def test_weighted_windows_come_as_often_as_their_first_frame_weighs(sets: dict[str, TrajectorySet]) -> None:
+    trajectories = sets["burgers1d"]
+    starts = int(trajectories.lengths.max()) - 1
+    weights = torch.ones(starts)
+    weights[0], weights[1] = 3.0, 0.5
+    loader = WindowLoader({"burgers1d": trajectories}, 4, 1, 1, seed=0, weights={"burgers1d": weights})
+    epochs = 20
+    first = torch.cat([loader._windows(e, i, 1).start for e in range(epochs) for i in range(loader.steps_per_epoch)])
+    assert len(first) == epochs * trajectories.num_windows(2)
+    found = torch.bincount(first, minlength=starts).double() / len(first)
+    torch.testing.assert_close(found, weights.double() / weights.double().sum(), atol=0.01, rtol=0)
+
+
+def test_weighted_windows_resume_and_differ_between_epochs(sets: dict[str, TrajectorySet]) -> None:
+    starts = {task: int(one.lengths.max()) - 1 for task, one in sets.items()}
+    weights = {task: torch.linspace(2, 1, num) for task, num in starts.items()}
+    whole = WindowLoader(sets, 4, 1, 1, seed=0, weights=weights)
+    first, second = epoch_of(whole), epoch_of(whole)
+    assert served(first) != served(second)
+    resumed = WindowLoader(sets, 4, 1, 1, seed=0, weights=weights)
+    resumed.load_state_dict({"epoch": 1, "position": 2, "horizon": 1, "seed": 0})
+    for again, batch in zip(resumed, second[2:], strict=False):
+        assert torch.equal(again.frames, batch.frames)
+        break
+    assert all(again.task == batch.task for again, batch in zip(resumed, second[3:], strict=False))

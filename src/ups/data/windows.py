@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ups.data.fields import Batch
@@ -51,7 +51,10 @@ class WindowLoader:
     A task's windows are cut into as few batches of at most `batch_size` (per rank) as hold them all, of sizes that
     differ by at most one (a batch size of one is exceeded by one where ranks would go empty); the batches of all tasks
     are shuffled together, so that tasks come in proportion to their windows. Order is a function of (seed, epoch,
-    horizon) alone: the position in the epoch is all the state there is.
+    horizon, weights) alone: the position in the epoch is all the state there is.
+
+    Where a task has weights, an epoch holds as many of its windows as there are, drawn by the weight of their first
+    frame: heavy ones come more than once, light ones not in every epoch.
 
     Args:
         sets: the trajectories of each task.
@@ -60,6 +63,7 @@ class WindowLoader:
         horizon: frames to predict per window.
         seed: of the order.
         shuffle: False keeps the order of trajectories and tasks.
+        weights: of the windows of some tasks, by the number of their first frame in the trajectory; positive.
         rank: which share of every batch this process takes.
         world_size: how many processes share every batch.
         workers: threads that read ahead when a set is not in memory.
@@ -78,6 +82,7 @@ class WindowLoader:
         seed: int,
         *,
         shuffle: bool = True,
+        weights: Mapping[str, Float[Tensor, " start"]] | None = None,
         rank: int = 0,
         world_size: int = 1,
         workers: int = 1,
@@ -89,7 +94,7 @@ class WindowLoader:
             raise ValueError(f"rank {rank} is not one of {world_size} ranks")
         self.sets = dict(sets)
         self.batch_size, self.context, self.horizon = batch_size, context, horizon
-        self.seed, self.shuffle = seed, shuffle
+        self.seed, self.shuffle, self.weights = seed, shuffle, dict(weights or {})
         self.rank, self.world_size = rank, world_size
         self.epoch, self._position = 0, 0
         self._plans: dict[tuple[int, int], EpochPlan] = {}
@@ -188,7 +193,7 @@ class WindowLoader:
                 longest = f"the longest trajectory has {int(trajectories.lengths.max())} frames"
                 raise DataError(f"{task}: {what}, {longest}; shorten the horizon or data.context")
             counts = (trajectories.lengths - length + 1).clamp(min=0)
-            order = self._permutation(num, f"{epoch}/{task}")
+            order = self._order(task, counts, epoch)
             trajectory = torch.arange(trajectories.num).repeat_interleave(counts)[order]
             first = (counts.cumsum(0) - counts)[trajectory]
             windows[task] = Windows(task, trajectory, order - first, length)
@@ -198,11 +203,25 @@ class WindowLoader:
         turns = self._permutation(len(batches), f"{epoch}").tolist()
         return EpochPlan(windows, tuple(batches[turn] for turn in turns))
 
+    def _order(self, task: str, counts: Int64[Tensor, " trajectory"], epoch: int) -> Int64[Tensor, " window"]:
+        """The windows of an epoch, of `counts` in every trajectory, by their number."""
+        num = int(counts.sum())
+        order = self._permutation(num, f"{epoch}/{task}")
+        if task not in self.weights:
+            return order
+        start = torch.arange(num) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        edges = self.weights[task].double()[start].cumsum(0)
+        # Systematic sampling: one draw for all, so that every trajectory gets its share to within one window.
+        offset = torch.rand((), generator=self._generator(f"{epoch}/{task}/offset"), dtype=torch.float64)
+        drawn = torch.searchsorted(edges, (torch.arange(num) + offset) / num * edges[-1], right=True)
+        return drawn.clamp_(max=num - 1)[order]
+
     def _permutation(self, num: int, purpose: str) -> Int64[Tensor, " item"]:
-        if not self.shuffle:
-            return torch.arange(num)
+        return torch.randperm(num, generator=self._generator(purpose)) if self.shuffle else torch.arange(num)
+
+    def _generator(self, purpose: str) -> torch.Generator:
         digest = hashlib.blake2b(f"{self.seed}/{purpose}".encode(), digest_size=7).digest()
-        return torch.randperm(num, generator=torch.Generator().manual_seed(int.from_bytes(digest)))
+        return torch.Generator().manual_seed(int.from_bytes(digest))
 
     def _following(self, epoch: int, position: int, horizon: int) -> tuple[int, int, int]:
         last = position + 1 == len(self._plan(epoch, horizon).batches)

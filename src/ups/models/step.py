@@ -194,6 +194,21 @@ class StepEmulator(Emulator):
         return frame
 
     @torch.no_grad()
+    def left_over(
+        self,
+        task: str,
+        before: Float[Tensor, "batch channel *grid"],
+        after: Float[Tensor, "batch channel *grid"],
+        params: Float[Tensor, "batch parameter"],
+    ) -> Float[Tensor, " batch"]:
+        """|u_{t+dt} - base(u_t)| / |u_{t+dt}| of physical frames a step apart: what of it has to be learned."""
+        physics, normalizer = self.physics[task], self.normalizers[task]
+        start, end = physics.seen_by_step(normalizer(before), normalizer(after))
+        rest = (end - physics.advance_base(start, normalizer.params(params))).flatten(1).norm(dim=1)
+        share: Tensor = rest / end.flatten(1).norm(dim=1).clamp_min(torch.finfo(end.dtype).tiny)
+        return share
+
+    @torch.no_grad()
     def fit(self, task: str, pairs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
         """Fits what has a closed form to training frames: the linear base and the scale of the rest.
 
