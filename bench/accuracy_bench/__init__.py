@@ -1,0 +1,1 @@
+"""The accuracy bench: tasks, models, cells of the table, and the table itself; run by `bench/accuracy.py`."""

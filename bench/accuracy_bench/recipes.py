@@ -1,0 +1,94 @@
+"""How each peer is built and trained, by dimension: the winners of the searches, best by validation.
+
+`bench/accuracy.py search` measures the candidates of `SEARCHES`, round by round, each round from the winner of those
+before; its lines stand in `results/accuracy/search.jsonl`. A peer is searched on one task per dimension, and uses that
+recipe on all tasks of the dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from ups.config.learning import OptimizerSettings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes and training of one peer.
+
+    Args:
+        sizes: keyword arguments of its network.
+        lr, weight_decay: of AdamW, with a cosine to one percent.
+        batch_size: windows per batch; None is the stack's own choice for the dimension.
+    """
+
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    lr: float = 4e-3
+    weight_decay: float = 1e-4
+    batch_size: int | None = None
+
+    @property
+    def optimizer(self) -> OptimizerSettings:
+        """The optimizer's settings."""
+        return OptimizerSettings(name="adamw", lr=self.lr, weight_decay=self.weight_decay)
+
+    def changed(self, **changes: Any) -> Recipe:
+        """With other values; those that are no argument of a recipe are sizes."""
+        own = {key: value for key, value in changes.items() if key in ("lr", "weight_decay", "batch_size")}
+        sizes = {key: value for key, value in changes.items() if key not in own}
+        return replace(self, **own, sizes={**self.sizes, **sizes})
+
+    def to_json(self) -> dict[str, Any]:
+        """For a line."""
+        return {**asdict(self), "sizes": dict(self.sizes)}
+
+
+RECIPES: dict[tuple[str, int], Recipe] = {
+    ("fno", 1): Recipe({"width": 32, "modes": 32, "position": False}, lr=4e-3),
+    ("fno", 2): Recipe({"width": 20, "modes": 12, "position": False}, lr=4e-3),
+    ("unet", 1): Recipe({"width": 16, "levels": 4}, lr=2e-3),
+    ("unet", 2): Recipe({"width": 16, "levels": 3}, lr=2e-3),
+    ("neuralop_fno", 1): Recipe({"width": 32, "modes": 32}, lr=4e-3),
+    ("neuralop_fno", 2): Recipe({"width": 20, "modes": 12}, lr=4e-3),
+    ("neuralop_uno", 1): Recipe({"width": 32, "modes": 16}, lr=2e-3),
+    ("neuralop_uno", 2): Recipe({"width": 16, "modes": 12}, lr=2e-3),
+    ("pdetransformer", 2): Recipe({"width": 48, "depth": 2, "patch": 4}, lr=1e-3),
+}
+"""By architecture and dimension."""
+
+Changes = tuple[dict[str, Any], ...]
+
+SEARCHES: dict[tuple[str, int], tuple[Changes, ...]] = {
+    ("fno", 1): (
+        ({"lr": 2e-3}, {"lr": 4e-3}, {"lr": 8e-3}),
+        ({"position": True},),
+        ({"width": 20}, {"width": 48}, {"modes": 12}, {"width": 20, "modes": 12}),
+        ({"layers": 3}, {"layers": 6}),
+        ({"batch_size": 16}, {"batch_size": 64}, {"weight_decay": 0.0}),
+    ),
+    ("fno", 2): (
+        ({"lr": 2e-3}, {"lr": 4e-3}, {"lr": 8e-3}),
+        ({"padding": 0.125}, {"padding": 0.5}, {"position": True}),
+        ({"width": 12}, {"width": 32}, {"modes": 8}, {"modes": 16}),
+        ({"layers": 3}, {"layers": 6}),
+        ({"batch_size": 4}, {"batch_size": 16}, {"weight_decay": 0.0}),
+    ),
+    ("unet", 1): (
+        ({"lr": 1e-3}, {"lr": 2e-3}, {"lr": 4e-3}),
+        ({"width": 8}, {"width": 32}, {"levels": 3}, {"width": 8, "levels": 3}),
+        ({"batch_size": 16}, {"batch_size": 64}, {"weight_decay": 0.0}),
+    ),
+    ("unet", 2): (
+        ({"lr": 1e-3}, {"lr": 2e-3}, {"lr": 4e-3}),
+        ({"width": 8}, {"width": 32}, {"levels": 4}, {"width": 8, "levels": 4}),
+        ({"batch_size": 4}, {"batch_size": 16}, {"weight_decay": 0.0}),
+    ),
+    ("neuralop_fno", 1): (({"lr": 2e-3}, {"lr": 4e-3}, {"lr": 8e-3}),),
+    ("neuralop_fno", 2): (({"lr": 2e-3}, {"lr": 4e-3}, {"lr": 8e-3}), ({"padding": 0.125},)),
+    ("neuralop_uno", 1): (({"lr": 1e-3}, {"lr": 2e-3}, {"lr": 4e-3}), ({"width": 16}, {"modes": 32})),
+    ("neuralop_uno", 2): (({"lr": 1e-3}, {"lr": 2e-3}, {"lr": 4e-3}), ({"width": 24},)),
+    ("pdetransformer", 2): (({"lr": 5e-4}, {"lr": 1e-3}, {"lr": 2e-3}), ({"width": 24}, {"patch": 8})),
+}
+"""Rounds of changes to the recipe so far; a round keeps the one with the best validation nrmse, or none."""

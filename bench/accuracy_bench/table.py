@@ -1,0 +1,186 @@
+"""Draws the tables, from the lines alone. What is missing is named, never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from accuracy_bench import summary
+from accuracy_bench.plot import draw_plot
+from accuracy_bench.results import RESULTS, Cell, Line, read_cells, source_hash, stale
+from accuracy_bench.summary import OURS, Cells, gather, nrmse, number, ratio, wanted
+
+NOTES = """\
+nrmse of autoregressive roll-outs from one true frame to the end of the file, physical units, test trajectories: median
+[least - greatest] of three seeds. Every model has the same train, validation and test trajectories, normalisation,
+augmentation, residual prediction and cosine schedule, and is the best checkpoint by validation. Seconds are CPU seconds
+of one thread, of fitting and training. Peers' recipes were searched on validation trajectories of `burgers` (1D) and
+`diffusion_reaction2d` (2D); every candidate stands in `accuracy/search.jsonl`, the winners in
+`bench/accuracy_bench/recipes.py`. Drawn by `bench/accuracy.py table` from `accuracy/*.jsonl`.
+"""
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; the columns after the first are to the right."""
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+class Report:
+    """The sections of the report, each from the cells; what a section asks for and does not find is collected."""
+
+    def __init__(self, cells: Cells) -> None:
+        self.cells = cells
+        self.missing: dict[Cell, None] = {}
+
+    def entry(
+        self, task: str, model: str, seconds: float = summary.MAIN_SECONDS, train: int | None = None,
+        read: Callable[[Line], float | None] = nrmse,
+    ) -> str:  # fmt: skip
+        """One entry of a table."""
+        asked = wanted(task, model, seconds, train)
+        self.missing |= dict.fromkeys(summary.missing(self.cells, asked))
+        return str(gather(self.cells, asked, read))
+
+    def main(self) -> str:
+        """Tasks by models, and ours over the best peer's."""
+        models, rows, ratios = (OURS, *summary.PEERS), [], {}
+        for task in summary.ALL_TASKS:
+            found = ratio(self.cells, task, summary.PEERS)
+            if found.value is not None:
+                ratios[task] = found.value
+            said = "missing" if found.value is None else f"{found.value:.3g} ({found.peer})"
+            rows.append([task, *(self.entry(task, model) for model in models), said])
+        mean = summary.geometric_mean(list(ratios.values()))
+        left = [task for task in summary.ALL_TASKS if task not in ratios]
+        of = f"{len(ratios)} of {len(summary.ALL_TASKS)} tasks" + (f"; missing: {', '.join(left)}" if left else "")
+        table = markdown(["task", *models, "ours / best peer"], rows)
+        worst = f"; the largest: {max(ratios.values()):.3g}" if ratios else ""
+        return f"{table}\nGeometric mean of the ratios: **{number(mean)}** ({of}){worst}.\n"
+
+    def curve(self) -> str:
+        """Budgets."""
+        rows = [
+            [task, model, *(self.entry(task, model, seconds) for seconds in summary.CURVE_SECONDS)]
+            for task in summary.CURVE_TASKS
+            for model in summary.CURVE_MODELS
+        ]
+        return markdown(["task", "model", *(f"{seconds:g} s" for seconds in summary.CURVE_SECONDS)], rows)
+
+    def low_data(self) -> str:
+        """Few trajectories."""
+        rows = [
+            [
+                task,
+                model,
+                *(self.entry(task, model, train=count) for count in summary.LOW_DATA),
+                f"{self.entry(task, model)} ({self.trajectories(task)})",
+            ]
+            for task in summary.LOW_DATA_TASKS
+            for model in summary.CURVE_MODELS
+        ]
+        return markdown(["task", "model", *(f"{count} trajectories" for count in summary.LOW_DATA), "all"], rows)
+
+    def trajectories(self, task: str) -> str:
+        """How many trajectories training has when it is not cut."""
+        counts = {
+            line["trajectories"]["train"] for cell, line in self.cells.items() if cell.task == task and not cell.train
+        }
+        return "/".join(map(str, sorted(counts))) or "?"
+
+    def structural(self) -> str:
+        """Peers with our structural parts."""
+        models = ("fno", "fno+", "unet", "unet+", "ups_stack", OURS)
+        rows = [[task, *(self.entry(task, model) for model in models)] for task in summary.ALL_TASKS]
+        return markdown(["task", *models], rows)
+
+    def external(self) -> str:
+        """Peers of other packages beside our own FNO and U-Net."""
+        models = ("fno", "unet", *summary.EXTERNAL)
+        rows = [
+            [task, *("-" if self.absent(task, model) else self.entry(task, model) for model in models)]
+            for task in summary.EXTERNAL_TASKS
+        ]
+        return markdown(["task", *models], rows)
+
+    @staticmethod
+    def absent(task: str, model: str) -> bool:
+        """Whether a model does not apply to a task: pdetransformer is of two dimensions."""
+        return model == "pdetransformer" and task in summary.TASKS_1D
+
+    def details(self) -> str:
+        """Of ours and every peer at the main budget: one step, codec, stability, size, speed."""
+        rows = []
+        for task in summary.ALL_TASKS:
+            for model in (OURS, *summary.PEERS, *summary.STRUCTURAL, *summary.EXTERNAL):
+                lines = [self.cells[cell] for cell in wanted(task, model) if cell in self.cells]
+                if lines:
+                    rows.append(detail(task, model, lines))
+        head = ["task", "model", "one step", "codec", "codec's share", "error / persistence", "to twice the horizon"]
+        return markdown([*head, "parameters", "steps", "s / roll-out"], rows)
+
+    def parameters(self) -> str:
+        """Values of Nu that training saw, and those that it did not."""
+        rows = [
+            [
+                model,
+                self.entry("burgers_multi", model, read=lambda line: line.get("seen_nrmse")),
+                self.entry("burgers_multi", model, read=lambda line: line.get("unseen_nrmse")),
+            ]
+            for model in (OURS, *summary.PEERS)
+        ]
+        return markdown(["model", "ten seen values of Nu", "two unseen values"], rows)
+
+    def text(self) -> str:
+        """The whole report."""
+        sections = {
+            "At 200 seconds": self.main(),
+            "By seconds of training": self.curve() + "\n![nrmse against seconds](accuracy.png)\n",
+            "With few trajectories": self.low_data(),
+            "Peers with our structural parts (`+`: linear base, the equation's form, moving frame)": self.structural(),
+            "External peers": self.external(),
+            "Several parameters in one model": self.parameters(),
+            "Details (medians)": self.details(),
+        }
+        body = "\n".join(f"## {title}\n\n{section}" for title, section in sections.items())
+        gone = "\n".join(f"- {cell.slug}" for cell in self.missing) or "None."
+        return f"# Accuracy\n\n{NOTES}\n{body}\n## Missing cells\n\n{gone}\n"
+
+
+def detail(task: str, model: str, lines: Sequence[Line]) -> list[str]:
+    """One row of the details, medians over seeds."""
+
+    def middle(read: Callable[[Line], float | None]) -> float | None:
+        return gather_lines(lines, read)
+
+    error, codec = middle(nrmse), None if lines[0].get("codec_nrmse") is None else middle(lambda x: x["codec_nrmse"])
+    share = "-" if codec is None or not error else f"{100 * codec / error:.2g} %"
+    far = len(lines[0].get("curve", ())) > lines[0].get("scored_frames", 0)
+    return [
+        task,
+        model,
+        number(middle(lambda x: x.get("one_step_nrmse"))),
+        "-" if codec is None else number(codec),
+        share,
+        number(middle(lambda x: summary.stability(x, x.get("scored_frames")))),
+        number(middle(summary.stability)) if far else "no solver",
+        f"{lines[0].get('parameters', 0):,}",
+        f"{int(middle(lambda x: float(x.get('steps', 0))) or 0):,}",
+        number(middle(lambda x: x.get("seconds_per_rollout"))),
+    ]
+
+
+def gather_lines(lines: Sequence[Line], read: Callable[[Line], float | None]) -> float | None:
+    """The median over seeds."""
+    return summary.Spread.of((read(line) for line in lines), len(lines)).median
+
+
+def draw(say: Callable[[str], None], results: Path = RESULTS) -> None:
+    """Writes the report and the plot beside the folder of the lines."""
+    cells = read_cells(results)
+    report = Report(cells)
+    out = results.with_suffix(".md")
+    out.write_text(report.text())
+    draw_plot(cells, results.with_suffix(".png"))
+    old = stale(cells, source_hash())
+    say(f"{out}: {len(cells)} cells, {len(report.missing)} missing, {len(old)} by other code than the present one")
