@@ -31,8 +31,8 @@ from accuracy_bench.results import (
     read_lines,
     source_hash,
     stale,
-)from accuracy_bench.summary import MAIN_SECONDS, SEEDS, UNTRAINED
-
+)
+from accuracy_bench.summary import MAIN_SECONDS, SEEDS, UNTRAINED
 from ups.errors import UpsError
 
 
