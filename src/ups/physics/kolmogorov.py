@@ -2,7 +2,8 @@
 
 In vorticity, w_t + u . grad w = nu lap w - drag w + f with f = curl (sin(4 y), 0) = -4 cos(4 y). The forcing leaves
 these symmetries: any translation along x; half a wave of the forcing along y together with the mirror x -> -x, w -> -w
-(twice: a whole wave along y); half a turn (x, y) -> (-x, -y).
+(twice: a whole wave along y); half a turn (x, y) -> (-x, -y). At nu = 0.01 and drag = 0.1 small differences grow by a
+factor e in about 2.5 units of time.
 """
 
 from __future__ import annotations
