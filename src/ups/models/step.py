@@ -201,11 +201,15 @@ class StepEmulator(Emulator):
         after: Float[Tensor, "batch channel *grid"],
         params: Float[Tensor, "batch parameter"],
     ) -> Float[Tensor, " batch"]:
-        """|u_{t+dt} - base(u_t)| / |u_{t+dt}| of physical frames a step apart: what of it has to be learned."""
+        """|u_{t+dt} - base(u_t)| / |u_{t+dt}| of physical frames a step apart: what of it has to be learned.
+
+        A field that has all but vanished counts as one of a hundredth of the usual size: its rounding is no rest.
+        """
         physics, normalizer = self.physics[task], self.normalizers[task]
         start, end = physics.seen_by_step(normalizer(before), normalizer(after))
-        rest = (end - physics.advance_base(start, normalizer.params(params))).flatten(1).norm(dim=1)
-        share: Tensor = rest / end.flatten(1).norm(dim=1).clamp_min(torch.finfo(end.dtype).tiny)
+        rest = (end - physics.advance_base(start, normalizer.params(params))).flatten(1)
+        size = normalizer(after).flatten(1).norm(dim=1).clamp_min(0.01 * math.sqrt(rest.shape[1]))
+        share: Tensor = rest.norm(dim=1) / size
         return share
 
     @torch.no_grad()
