@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from tests.models.helpers import make_spec
 
+from ups.models.simulator import Architecture, Simulator
 from ups.models.step import Rest
 
 
@@ -68,3 +72,21 @@ def test_scales_of_streamed_batches_are_those_of_all_at_once(form: str) -> None:
     torch.testing.assert_close(streamed.source_scale, whole.source_scale, rtol=1e-6, atol=0)
     root_mean_square = left_over.square().mean(dim=(0, 2, 3)).sqrt()
     torch.testing.assert_close(streamed.source_scale.flatten(), root_mean_square, rtol=1e-5, atol=0)
+
+
+def test_a_forcing_is_read_by_base_and_network_and_not_advanced() -> None:
+    spec = make_spec(axes=2, size=16, name="kolmogorov2d", fields=("w",), static=1, spacing=(2 * math.pi / 16,) * 2)
+    torch.manual_seed(0)
+    emulator = Simulator({"kolmogorov2d": spec}, Architecture(patch=4)).eval()
+    physics = emulator.physics["kolmogorov2d"]
+    assert physics.static.shape == (1, 16, 16)
+    assert physics.static.square().mean().sqrt() == pytest.approx(1)
+    before = torch.randn(64, 1, 16, 16)
+    after = 0.5 * before + 3 * physics.static  # a step that the affine base knows exactly
+    no_params = torch.zeros(64, 0)
+    emulator.fit("kolmogorov2d", [(before * 1.7 + 0.3, after * 1.7 + 0.3, no_params)])
+    found = physics.advance_base(before, no_params)
+    mean_free = found - found.mean((2, 3), keepdim=True)  # the base passes the mean of a conserved field on as it is
+    torch.testing.assert_close(mean_free, after - after.mean((2, 3), keepdim=True), atol=1e-4, rtol=0)
+    rest = emulator.operator.inlets["kolmogorov2d"]
+    assert rest.weight.shape[1] == 2

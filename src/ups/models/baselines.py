@@ -200,7 +200,7 @@ def make_unet(spec: TaskSpec, channels_in: int, channels_out: int, *, width: int
 
 
 MakeNetwork = Callable[[TaskSpec, int, int], nn.Module]
-"""Task, channels read, channels written -> a network that is called with (batch, channel, *grid) and which axes wrap."""
+"""Task, channels read, channels written -> a network, called with (batch, channel, *grid) and which axes wrap."""
 
 NETWORKS: dict[str, MakeNetwork] = {"fno": make_fno, "unet": make_unet}
 
@@ -229,9 +229,7 @@ class NetworkEmulator(StepEmulator):
         self.name, make = name, make or NETWORKS[name]
         self.networks = nn.ModuleDict(
             {
-                task: make(
-                    spec, spec.context * len(spec.fields) + len(spec.param_names), self.physics[task].rest.width
-                )
+                task: make(spec, spec.channels_read + len(spec.param_names), self.physics[task].rest.width)
                 for task, spec in tasks.items()
             }
         )

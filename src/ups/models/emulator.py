@@ -23,6 +23,7 @@ class TaskSpec:
     `mean` and `std` are the train statistics of each field; `param_mean` and `param_std` those of each parameter, or of
     its logarithm where `param_log`; `param_low` and `param_high` bound its raw values (empty in models saved without).
     `lattice` is the grid trained on; `origin` the coordinate of its first node. `galilean`: see `frame.MovingFrame`.
+    `static`: fields that do not change with time but enter every step, as the equation's forcing does.
     """
 
     name: str
@@ -44,10 +45,16 @@ class TaskSpec:
     param_low: tuple[float, ...] = ()
     param_high: tuple[float, ...] = ()
     galilean: bool = False
+    static: int = 0
 
     @property
     def axes(self) -> int:
         return len(self.lattice)
+
+    @property
+    def channels_read(self) -> int:
+        """Channels that a step is made from: the fields of every context frame, and the static ones."""
+        return self.context * len(self.fields) + self.static
 
     @property
     def varies(self) -> bool:

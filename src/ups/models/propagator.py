@@ -6,6 +6,7 @@ no-flux Laplacian); in both every mode k is advanced by its own small matrix ove
     u_{t+dt}(k) = sum_j f_j(params) M_j(k) u_t(k),
 
 with f_j = 1, p_1, .., p_P, p_1^2, .., p_P^2 (standardised parameters), so that one propagator serves all their values.
+Fields that do not change but act on the others (a forcing) are read beside u_t; their matrices have columns only.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ class LinearPropagator(nn.Module):
         parameters: number of (standardised) parameters.
         conserved: per channel; the mean of a conserved field is passed on unchanged, to rounding.
         powers: highest power of each parameter, 0 when all training data share one value.
+        static: number of channels that are read after the fields but not advanced, such as a forcing.
     """
 
     matrix: Tensor
@@ -96,18 +98,20 @@ class LinearPropagator(nn.Module):
         parameters: int,
         conserved: Sequence[bool],
         powers: int = 0,
+        static: int = 0,
     ) -> None:
         super().__init__()
         self.transform = ModeTransform(shape, periodic)
         self.powers, self.conserved = powers, tuple(conserved)
         features = 1 + parameters * powers
         # Real and imaginary parts are kept apart: a complex buffer would not survive `.to(dtype)` or safetensors.
-        matrix = torch.zeros(2, features, channels, channels, *self.transform.mode_shape)
-        matrix[0, 0] = torch.eye(channels).reshape(channels, channels, *[1] * len(shape))
+        read = channels + static
+        matrix = torch.zeros(2, features, channels, read, *self.transform.mode_shape)
+        matrix[0, 0] = torch.eye(channels, read).reshape(channels, read, *[1] * len(shape))
         self.register_buffer("matrix", matrix)
 
-    def forward(self, u: Float[Tensor, "batch channel *grid"], params: Float[Tensor, "batch parameter"]) -> Tensor:
-        """Fields in, fields out, in the (normalised) units it was fitted in."""
+    def forward(self, u: Float[Tensor, "batch read *grid"], params: Float[Tensor, "batch parameter"]) -> Tensor:
+        """Fields and static channels in, fields out, in the (normalised) units it was fitted in."""
         modes = self.transform(u)
         matrix = torch.complex(self.matrix[0], self.matrix[1]) if self.transform.fourier else self.matrix[0]
         if self.powers == 0:
@@ -120,7 +124,7 @@ class LinearPropagator(nn.Module):
         """Least squares over (u_t, u_{t+dt}, params) batches, in float64, by the normal equations of every mode.
 
         Args:
-            pairs: batches, read once and one at a time, of (batch, channel, *grid), the same one step later, and
+            pairs: batches, read once and one at a time, of (batch, read, *grid), the fields one step later, and
                 (batch, parameter) standardised.
             ridge: Tikhonov weight relative to the mean energy of all modes; unexcited modes stay at zero gain.
         """
@@ -138,9 +142,9 @@ class LinearPropagator(nn.Module):
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
         # M G = C  <=>  G^H M^H = C^H, with G Hermitian
         solution = torch.linalg.solve(gram + ridge * energy * eye, cross.mH).mH
-        channels = cross.shape[1]
+        channels, read = self.matrix.shape[2:4]
         matrix = (
-            solution.reshape(-1, channels, self.matrix.shape[1], channels)
+            solution.reshape(-1, channels, self.matrix.shape[1], read)
             .permute(2, 1, 3, 0)
             .reshape(*self.matrix.shape[1:])
         )

@@ -71,7 +71,7 @@ class Simulator(StepEmulator):
         a = architecture
         self.operator = LatentOperator(
             dims.pop(),
-            {task: (spec.context * len(spec.fields), self.physics[task].rest.width) for task, spec in tasks.items()},
+            {task: (spec.channels_read, self.physics[task].rest.width) for task, spec in tasks.items()},
             {task: len(spec.param_names) for task, spec in tasks.items()},
             patch=a.patch, architecture=a.architecture, hidden_dim=a.hidden_dim, depths=a.depths, heads=a.heads,
             window=a.window, mlp_ratio=a.mlp_ratio, qk_norm=a.qk_norm, drop_path=a.drop_path, stem_width=a.stem_width,

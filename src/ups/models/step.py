@@ -20,6 +20,7 @@ from ups.models.emulator import Emulator, TaskSpec
 from ups.models.frame import MovingFrame
 from ups.models.layers import ModuleMap, full_precision
 from ups.models.propagator import LinearPropagator, ModeTransform
+from ups.physics.equations import get_equation
 
 REST_PER_FIELD = {"flux": (1, 0), "flux_source": (1, 1), "increment": (0, 1)}  # form -> (fluxes per axis, sources)
 
@@ -105,7 +106,9 @@ class Rest(nn.Module):
 
 
 class Physics(nn.Module):
-    """What a step knows without learning: the linear base and the form of the rest, for one task."""
+    """What a step knows without learning: linear base, form of the rest, moving frame and forcing, for one task."""
+
+    static: Tensor
 
     def __init__(self, spec: TaskSpec, base: str, form: str, moving_frame: bool) -> None:
         super().__init__()
@@ -118,15 +121,23 @@ class Physics(nn.Module):
                 len(spec.param_names),
                 spec.conserved,
                 powers=2 if spec.varies else 0,
+                static=spec.static,
             )
             if base == "linear"
             else None
         )
         self.rest = Rest(channels, form, spec.periodic)
         self.frame = MovingFrame(spec) if moving_frame and spec.galilean else None
+        self.register_buffer("static", static_fields(spec))
+
+    def with_static(self, u_hat: Float[Tensor, "batch channel *grid"]) -> Float[Tensor, "batch more *grid"]:
+        """The fields, and after them those that do not change."""
+        if not len(self.static):
+            return u_hat
+        return torch.cat([u_hat, self.static.expand(len(u_hat), *self.static.shape)], dim=1)
 
     def advance_base(self, u_hat: Tensor, params: Tensor) -> Tensor:
-        return u_hat if self.base is None else self.base(u_hat, params)
+        return u_hat if self.base is None else self.base(self.with_static(u_hat), params)
 
     def seen_by_step(self, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
         """A pair of normalised frames a step apart (batch, channel, *grid), as base and rest meet them."""
@@ -134,6 +145,19 @@ class Physics(nn.Module):
             return before, after
         still, mean = self.frame.enter(before[:, None])
         return still[:, 0], self.frame.follow(after, mean)
+
+
+def static_fields(spec: TaskSpec) -> Float[Tensor, "static *grid"]:
+    """The forcing of a task's equation on its lattice, at unit root mean square; no channels where there is none."""
+    forcing = get_equation(spec.name).forcing if spec.static else None
+    if forcing is None:
+        return torch.zeros(0, *spec.lattice)
+    axes = tuple(
+        origin + step * torch.arange(size, dtype=torch.float64)
+        for origin, step, size in zip(spec.origin, spec.spacing, spec.lattice, strict=True)
+    )
+    fields = forcing(axes)
+    return (fields / fields.square().mean().sqrt()).float()
 
 
 class StepEmulator(Emulator):
@@ -156,7 +180,7 @@ class StepEmulator(Emulator):
     def rest(
         self, u_hat: Float[Tensor, "batch channel *grid"], features: Float[Tensor, "batch feature"], task: str
     ) -> Tensor | None:
-        """The raw rest (batch, width, *grid) from normalised context frames (stacked as channels); None for no rest."""
+        """The raw rest (batch, width, *grid), or None; from normalised context frames and static fields as channels."""
         raise NotImplementedError
 
     def advance_normalized(
@@ -174,7 +198,8 @@ class StepEmulator(Emulator):
                 u_hat, mean = physics.frame.enter(u_hat)
             base: Tensor = physics.advance_base(u_hat[:, -1], normalizer.params(params))
             features = normalizer.features(dt, params)
-        raw = self.rest(u_hat.flatten(1, 2), features, task)  # the network alone runs under the caller's autocast
+        # The network alone runs under the caller's autocast.
+        raw = self.rest(physics.with_static(u_hat.flatten(1, 2)), features, task)
         with full_precision(u_hat):
             u_next = base if raw is None else base + physics.rest(raw.to(base.dtype))
             return u_next if physics.frame is None else physics.frame.leave(u_next, mean)
@@ -229,5 +254,5 @@ class StepEmulator(Emulator):
                 yield (*physics.seen_by_step(normalizer(before), normalizer(after)), normalizer.params(params))
 
         if physics.base is not None:
-            physics.base.fit(hats())
+            physics.base.fit((physics.with_static(before), after, params) for before, after, params in hats())
         physics.rest.fit(after - physics.advance_base(before, params) for before, after, params in hats())

@@ -133,8 +133,9 @@ class Equation:
         boundary: condition at the bounds of every axis; "neumann" is no flow (zero slope).
         form: how a step changes the fields: by fluxes between cells, by fluxes and a source, or by any increment.
         symmetries: transformations that map solutions to solutions: "translation", "reflection" (of any axis, with
-            each field's parity), "rotation" (by a quarter turn, in two dimensions). Where only one axis has the first
-            or the second it is named: "translation x".
+            each field's parity), "rotation" (by a quarter turn, in two dimensions), "galilean" (u + c, moving at c:
+            the one field is a velocity along the one axis). Where only one axis has the first or the second it is
+            named: "translation x".
         motions: further symmetries, each of which may be repeated, and combined with all others.
         time: last time of the published data.
         frames: frames of the published data, the first included.

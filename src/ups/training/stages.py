@@ -68,6 +68,7 @@ def describe_task(settings: Settings, train: TrajectorySet, statistics: FieldSta
         param_low=tuple(float(column.min()) for column in params.T),
         param_high=tuple(float(column.max()) for column in params.T),
         galilean="galilean" in equation.symmetries,
+        static=0 if equation.forcing is None else len(equation.fields),
     )
 
 
