@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     places = Places(arguments.data, arguments.work / "data", arguments.work / "cells")
     code = {"commit": commit(), "source": source_hash()}
     for model, cell in asked(arguments):
-        path = RESULTS / f"{cell.task}.jsonl"
+        path = arguments.results / f"{cell.task}.jsonl"
         with claimed(cell, arguments.work / "locks") as ours:
             if not ours or (cell in newest(read_lines(path)) and not arguments.redo):
                 say(f"{cell.slug}: {'done' if ours else 'another process is at it'}")
@@ -77,6 +77,7 @@ def parse() -> argparse.Namespace:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--data", type=Path, help="folder of the published files")
     shared.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="folder of made data, runs and locks")
+    shared.add_argument("--results", type=Path, default=RESULTS, help="folder of the lines")
     shared.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     shared.add_argument("--clock", choices=("process", "wall"), help="process on a CPU, wall on a GPU; for the record")
     one = commands.add_parser("run", parents=[shared], help="compute missing cells")
@@ -92,8 +93,8 @@ def parse() -> argparse.Namespace:
     other.add_argument("--task", required=True)
     other.add_argument("--model", required=True)
     other.add_argument("--seconds", type=float, default=45.0)
-    commands.add_parser("table", help="draw table and plot from the lines")
-    commands.add_parser("stale", help="list cells that other code computed")
+    for command, does in (("table", "draw table and plot from the lines"), ("stale", "list cells of other code")):
+        commands.add_parser(command, help=does).add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if arguments.command == "run" and bool(arguments.set) != bool(arguments.label):
         parser.error("--set and --label go together: an experiment has a row of its own")
@@ -116,9 +117,9 @@ def main() -> int:
         elif arguments.command == "table":
             from accuracy_bench.table import draw
 
-            draw(say)
+            draw(say, arguments.results)
         else:
-            cells, now = read_cells(), source_hash()
+            cells, now = read_cells(arguments.results), source_hash()
             for cell in stale(cells, now):
                 print(f"{cell.slug}: computed by {cells[cell]['source']}, now {now}")
     except UpsError as error:

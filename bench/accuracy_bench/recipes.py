@@ -54,7 +54,7 @@ RECIPES: dict[tuple[str, int], Recipe] = {
     ("neuralop_fno", 2): Recipe({"width": 20, "modes": 12}, lr=4e-3),
     ("neuralop_uno", 1): Recipe({"width": 32, "modes": 16}, lr=2e-3),
     ("neuralop_uno", 2): Recipe({"width": 16, "modes": 12}, lr=2e-3),
-    ("pdetransformer", 2): Recipe({"width": 48, "depth": 2, "patch": 4}, lr=1e-3),
+    ("pdetransformer", 2): Recipe({"width": 24, "blocks": 1, "levels": 2, "patch": 4}, lr=1e-3),
 }
 """By architecture and dimension."""
 
@@ -85,10 +85,10 @@ SEARCHES: dict[tuple[str, int], tuple[Changes, ...]] = {
         ({"width": 8}, {"width": 32}, {"levels": 4}, {"width": 8, "levels": 4}),
         ({"batch_size": 4}, {"batch_size": 16}, {"weight_decay": 0.0}),
     ),
-    ("neuralop_fno", 1): (({"lr": 2e-3}, {"lr": 4e-3}, {"lr": 8e-3}),),
-    ("neuralop_fno", 2): (({"lr": 2e-3}, {"lr": 4e-3}, {"lr": 8e-3}), ({"padding": 0.125},)),
-    ("neuralop_uno", 1): (({"lr": 1e-3}, {"lr": 2e-3}, {"lr": 4e-3}), ({"width": 16}, {"modes": 32})),
-    ("neuralop_uno", 2): (({"lr": 1e-3}, {"lr": 2e-3}, {"lr": 4e-3}), ({"width": 24},)),
-    ("pdetransformer", 2): (({"lr": 5e-4}, {"lr": 1e-3}, {"lr": 2e-3}), ({"width": 24}, {"patch": 8})),
+    ("neuralop_fno", 1): (({"lr": 2e-3}, {"lr": 8e-3}), ({"position": True}, {"width": 20, "modes": 16})),
+    ("neuralop_fno", 2): (({"lr": 2e-3}, {"lr": 8e-3}), ({"position": True}, {"padding": 0.125}, {"width": 12})),
+    ("neuralop_uno", 1): (({"lr": 1e-3}, {"lr": 4e-3}), ({"position": True}, {"width": 20}, {"modes": 32})),
+    ("neuralop_uno", 2): (({"lr": 1e-3}, {"lr": 4e-3}), ({"position": True}, {"padding": 0.125}, {"width": 10})),
+    ("pdetransformer", 2): (({"lr": 5e-4}, {"lr": 2e-3}), ({"width": 48}, {"levels": 1}, {"patch": 8}, {"patch": 2})),
 }
 """Rounds of changes to the recipe so far; a round keeps the one with the best validation nrmse, or none."""

@@ -12,13 +12,11 @@ from typing import Any
 from accuracy_bench.cells import Places, open_workspace, settings_of, train
 from accuracy_bench.models import get_model
 from accuracy_bench.recipes import RECIPES, SEARCHES, Recipe
-from accuracy_bench.results import RESULTS, Cell, Line, append, commit, read_lines, rounded, source_hash
+from accuracy_bench.results import Cell, Line, append, commit, read_lines, rounded, source_hash
 from accuracy_bench.tasks import get_task
 from ups.errors import UsageError
 from ups.physics.equations import get_equation
 from ups.training.monitor import DivergedError
-
-LINES = RESULTS / "search.jsonl"
 
 
 def search(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
@@ -42,6 +40,12 @@ def search(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     say(f"{arguments.model} on {arguments.task}: {found:.4g} with {json.dumps(best.to_json())}")
 
 
+def lines_of(arguments: argparse.Namespace) -> Path:
+    """The file of the candidates."""
+    place: Path = arguments.results / "search.jsonl"
+    return place
+
+
 def identity(arguments: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
     """What tells one candidate from the others."""
     asked = {name: getattr(arguments, name) for name in ("task", "model", "seconds", "device")}
@@ -51,7 +55,7 @@ def identity(arguments: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
 def measured(arguments: argparse.Namespace, recipe: Recipe) -> Line | None:
     """The newest line of a candidate, if there is one."""
     wanted = identity(arguments, recipe)
-    lines = [line for line in read_lines(LINES) if {name: line[name] for name in wanted} == wanted]
+    lines = [line for line in read_lines(lines_of(arguments)) if {name: line[name] for name in wanted} == wanted]
     return lines[-1] if lines else None
 
 
@@ -69,5 +73,5 @@ def measure(arguments: argparse.Namespace, recipe: Recipe, say: Callable[[str], 
     except DivergedError as error:
         facts["failure"] = str(error)
     line = {**identity(arguments, recipe), **facts, "commit": commit(), "source": source_hash()}
-    append(line, LINES)
+    append(line, lines_of(arguments))
     return line

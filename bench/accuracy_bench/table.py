@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accuracy_bench import summary
 from accuracy_bench.plot import draw_plot
-from accuracy_bench.results import RESULTS, Cell, Line, read_cells, source_hash, stale
+from accuracy_bench.results import Cell, Line, read_cells, source_hash, stale
 from accuracy_bench.summary import OURS, Cells, gather, nrmse, number, ratio, wanted
 
 NOTES = """\
@@ -175,7 +175,7 @@ def gather_lines(lines: Sequence[Line], read: Callable[[Line], float | None]) ->
     return summary.Spread.of((read(line) for line in lines), len(lines)).median
 
 
-def draw(say: Callable[[str], None], results: Path = RESULTS) -> None:
+def draw(say: Callable[[str], None], results: Path) -> None:
     """Writes the report and the plot beside the folder of the lines."""
     cells = read_cells(results)
     report = Report(cells)
