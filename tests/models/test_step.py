@@ -90,3 +90,15 @@ def test_a_forcing_is_read_by_base_and_network_and_not_advanced() -> None:
     torch.testing.assert_close(mean_free, after - after.mean((2, 3), keepdim=True), atol=1e-4, rtol=0)
     rest = emulator.operator.inlets["kolmogorov2d"]
     assert rest.weight.shape[1] == 2
+
+
+def test_only_cells_beside_a_wall_gain_or_lose_through_open_walls() -> None:
+    rest = Rest(1, "flux_open", [False, True])
+    rest.source_scale.fill_(0.0)
+    raw = torch.randn(3, rest.width, 8, 6)
+    closed = rest(raw)
+    torch.testing.assert_close(closed.sum((2, 3)), torch.zeros(3, 1), atol=1e-5, rtol=0)
+    rest.source_scale.fill_(1.0)
+    through = rest(raw) - closed
+    assert through[:, :, [0, -1]].abs().min() > 0
+    assert through[:, :, 1:-1].abs().max() == 0

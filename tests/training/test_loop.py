@@ -6,12 +6,13 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tests.layouts import write_task
 from tests.training.toy_training import CPU, ToyLoader, ToyObjective, train, windows
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ups.config.data import DataSettings
@@ -376,3 +377,28 @@ def test_a_horizon_that_changes_within_the_only_epoch_leaves_the_budget_whole(tm
     assert (found.steps, found.best_step) == (expected.steps, expected.best_step)
     assert asked[:16] == asked[16:]
     assert same(weights(whole), weights(second))
+
+
+def test_resumes_with_the_windows_weighed_as_they_were(tmp_path: Path) -> None:
+    path = write_task(tmp_path / "burgers1d.h5", "burgers1d", num=5, frames=9, resolution=8)
+    trajectories = load_files([path], "burgers1d", DataSettings(task=("burgers1d",)))
+
+    def options(objective: ToyObjective) -> dict[str, Any]:
+        def refocus() -> dict[str, Tensor]:
+            return {
+                "burgers1d": torch.linspace(
+                    1.0, 3.0 + float(next(objective.module.parameters()).detach().sum()) ** 2, 8
+                )
+            }
+
+        loader = WindowLoader({"burgers1d": trajectories}, 7, 1, 1, seed=3)
+        return {"loader": loader, "budget": Budget("steps", 25), "validate_every": 4, "refocus": refocus}
+
+    whole, first, second, even = ToyObjective(), ToyObjective(on_batch=stop_at(13)), ToyObjective(), ToyObjective()
+    train(tmp_path / "whole", whole, **options(whole))
+    with pytest.raises(Interrupted):
+        train(tmp_path / "parts", first, **options(first))
+    train(tmp_path / "parts", second, **options(second))
+    assert same(weights(whole), weights(second))
+    train(tmp_path / "even", even, **{**options(even), "refocus": None})
+    assert not same(weights(whole), weights(even))

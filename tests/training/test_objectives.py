@@ -20,11 +20,10 @@ from ups.data.trajectories import MemoryFrames, TrajectorySet
 from ups.errors import DataError, UpsError
 from ups.models.baselines import NetworkEmulator
 from ups.models.simulator import Architecture, Simulator
-from ups.models.step import StepEmulator
 from ups.physics.equations import get_equation
 from ups.training.losses import InverseCurriculum
 from ups.training.objectives import CodecObjective, EmulatorObjective, OperatorObjective, OperatorTerms, sample_queries
-from ups.training.stages import build_objective, choose_patch, describe_task, fit_pairs, window_weights
+from ups.training.stages import build_objective, choose_patch, describe_task, fit_pairs
 
 NOTHING = OperatorTerms(forward=0.0, relative=0.0)
 AUGMENTS = {"task": Augment(get_equation("burgers1d"), enabled=False)}
@@ -272,27 +271,6 @@ def test_pairs_to_fit_of_a_large_set_are_drawn_from_all_of_it(monkeypatch: pytes
     assert set(starts.tolist()) == {0, 1, 2000, 2001, 2002, 2003, 3000}
     with pytest.raises(DataError, match="two frames"):
         fit_pairs(make_train([1, 1], [0.1, 0.1]), torch.Generator())
-
-
-class PersistentStep(StepEmulator):
-    """A step that learns all of the change."""
-
-    def __init__(self) -> None:
-        super().__init__({"task": make_spec(size=16, mean=(0.0,), std=(1.0,))}, base="persistence")
-
-
-def test_windows_are_drawn_by_what_the_base_leaves_over() -> None:
-    train = make_train([3, 3], [0.1, 0.1])
-    pairs = fit_pairs(train, torch.Generator().manual_seed(0))
-    emulator = PersistentStep()
-    change = torch.stack([emulator.left_over("task", *one) for one in pairs])[0]  # every frame is the last one plus 1
-    share = 1.0 / torch.stack([after[:, 0].square().mean(-1).sqrt() for _, after, _ in pairs])[0]
-    torch.testing.assert_close(change, share)
-    weights = window_weights(emulator, "task", pairs, 2.0)
-    assert weights is not None
-    by_start = torch.stack([share[pairs.start == start].double().square().mean() for start in (0, 1)])
-    torch.testing.assert_close(weights, 0.9 * by_start / share.double().square().mean() + 0.1)
-    assert window_weights(emulator, "task", pairs, 0.0) is None
 
 
 def test_a_task_knows_the_range_of_its_parameters() -> None:

@@ -5,7 +5,7 @@ It draws from PyTorch's stream (dropout) and from the objective's generator (noi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,9 @@ class ToyLoader:
 
     def set_horizon(self, horizon: int) -> None:
         self.horizon = horizon
+
+    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Every window of a toy is like the others."""
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -122,6 +125,7 @@ def train(
     loader: ToyLoader | WindowLoader | None = None,
     schedule: Schedule | None = None,
     device: torch.device = CPU,
+    refocus: Callable[[], Mapping[str, Tensor]] | None = None,
     **changes: Any,
 ) -> StageOutcome:
     """Trains the toy in the folder `run`, from its checkpoint if it has one."""
@@ -139,4 +143,5 @@ def train(
         monitor=Monitor("toy", [JsonlSink(run / "log.jsonl")]),
         device=device,
         seed=17,
+        refocus=refocus,
     )

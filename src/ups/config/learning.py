@@ -136,9 +136,9 @@ class TrainingSettings(Group):
     keep_checkpoints: PositiveInt = 2
     augment: bool = True
     """Apply the equation's symmetries at random."""
-    focus: NonNegativeFloat = 2.0
-    """Windows are drawn in proportion to this power of what the base leaves over at their first frame; 0 draws all
-    alike."""
+    focus: NonNegativeFloat = 1.0
+    """Windows are drawn in proportion to this power of the error of one step from their first frame, measured anew at
+    every validation; 0 draws all alike."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -78,7 +78,7 @@ class OperatorSettings(Group):
     architecture_type: Literal["pdet_unet", "pdet_stack"] = "pdet_stack"
     base: Literal["linear", "persistence"] = "linear"
     """What the learned rest is added to: the best linear propagator of the training data, or the last frame."""
-    form: Literal["auto", "flux", "flux_source", "increment"] = "auto"
+    form: Literal["auto", "flux", "flux_open", "flux_source", "increment"] = "auto"
     """How the rest is read: `auto` takes the equation's own; a flux between cells keeps the integral of a field."""
     moving_frame: bool = True
     """Take the mean velocity out of every step where the equation is Galilean-invariant."""

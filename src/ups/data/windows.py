@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -146,11 +147,17 @@ class WindowLoader:
             raise
         self._position = min(math.ceil(self._position * steps / before), steps - 1)
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the loader stands; what was read ahead does not count."""
-        return {"epoch": self.epoch, "position": self._position, "horizon": self.horizon, "seed": self.seed}
+    def set_weights(self, weights: Mapping[str, Float[Tensor, " start"]]) -> None:
+        """Changes how often windows come, from the next batch on; the place in the epoch stays."""
+        self.weights, self._plans = dict(weights), {}
+        self._drop_ahead()
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader stands; what was read ahead does not count."""
+        place = {"epoch": self.epoch, "position": self._position, "horizon": self.horizon, "seed": self.seed}
+        return {**place, "weights": dict(self.weights)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where `state_dict` was taken.
 
         Raises:
@@ -158,6 +165,7 @@ class WindowLoader:
         """
         if state["seed"] != self.seed:
             raise DataError(f"the batches were drawn from seed {state['seed']}, not {self.seed}; resume with that")
+        self.set_weights(state["weights"])
         if not 0 <= state["position"] < len(self._plan(state["epoch"], state["horizon"]).batches):
             raise DataError(f"there is no batch {state['position']} in this data; resume with the data trained on")
         self.epoch, self._position, self.horizon = state["epoch"], state["position"], state["horizon"]

@@ -22,7 +22,8 @@ from ups.models.layers import ModuleMap, full_precision
 from ups.models.propagator import LinearPropagator, ModeTransform
 from ups.physics.equations import get_equation
 
-REST_PER_FIELD = {"flux": (1, 0), "flux_source": (1, 1), "increment": (0, 1)}  # form -> (fluxes per axis, sources)
+REST_PER_FIELD = {"flux": (1, 0), "flux_open": (1, 1), "flux_source": (1, 1), "increment": (0, 1)}
+"""Fluxes per axis and sources of each form."""
 
 
 class Rest(nn.Module):
@@ -30,7 +31,8 @@ class Rest(nn.Module):
 
     Args:
         channels: number of fields.
-        form: `flux`, `flux_source` or `increment`.
+        form: `flux`, `flux_open`, `flux_source` or `increment`. Where walls are open, what passes them is a source in
+            the cells beside them, and there alone.
         periodic: per axis; the flux through a wall is zero.
     """
 
@@ -40,6 +42,7 @@ class Rest(nn.Module):
     def __init__(self, channels: int, form: str, periodic: Sequence[bool]) -> None:
         super().__init__()
         self.channels, self.periodic, self.axes = channels, tuple(periodic), len(periodic)
+        self.open = form == "flux_open"
         fluxes, sources = REST_PER_FIELD[form]
         self.fluxes, self.sources = fluxes * self.axes * channels, sources * channels
         ones = torch.ones(channels, *[1] * self.axes)
@@ -53,6 +56,8 @@ class Rest(nn.Module):
 
     def forward(self, raw: Float[Tensor, "batch width *grid"]) -> Float[Tensor, "batch channel *grid"]:
         out = raw[:, self.fluxes :] * self.source_scale if self.sources else None
+        if out is not None and self.open:
+            out = out * beside_walls(raw.shape[2:], self.periodic, raw.device)
         for axis in range(self.axes if self.fluxes else 0):
             flux = raw[:, axis * self.channels : (axis + 1) * self.channels] * self.flux_scale
             change = self._difference(flux, 2 + axis, self.periodic[axis])
@@ -103,6 +108,16 @@ class Rest(nn.Module):
         tiny = torch.finfo(torch.float32).tiny
         self.source_scale.copy_(sources.clamp_min(tiny).reshape(self.source_scale.shape))
         self.flux_scale.copy_(fluxes.clamp_min(tiny).reshape(self.flux_scale.shape))
+
+
+def beside_walls(shape: Sequence[int], periodic: Sequence[bool], device: torch.device) -> Tensor:
+    """1 in the cells beside a wall, 0 in all others; of `shape`."""
+    mask = torch.zeros(*shape, device=device)
+    for axis, wraps in enumerate(periodic):
+        if not wraps:
+            mask.select(axis, 0).fill_(1.0)
+            mask.select(axis, -1).fill_(1.0)
+    return mask
 
 
 class Physics(nn.Module):
@@ -226,15 +241,28 @@ class StepEmulator(Emulator):
         after: Float[Tensor, "batch channel *grid"],
         params: Float[Tensor, "batch parameter"],
     ) -> Float[Tensor, " batch"]:
-        """|u_{t+dt} - base(u_t)| / |u_{t+dt}| of physical frames a step apart: what of it has to be learned.
-
-        A field that has all but vanished counts as one of a hundredth of the usual size: its rounding is no rest.
-        """
+        """|u_{t+dt} - base(u_t)| / |u_{t+dt}| of physical frames a step apart: what of it has to be learned."""
         physics, normalizer = self.physics[task], self.normalizers[task]
         start, end = physics.seen_by_step(normalizer(before), normalizer(after))
-        rest = (end - physics.advance_base(start, normalizer.params(params))).flatten(1)
-        size = normalizer(after).flatten(1).norm(dim=1).clamp_min(0.01 * math.sqrt(rest.shape[1]))
-        share: Tensor = rest.norm(dim=1) / size
+        return self._share(end - physics.advance_base(start, normalizer.params(params)), normalizer(after))
+
+    @torch.no_grad()
+    def step_error(
+        self,
+        task: str,
+        frames: Float[Tensor, "batch time channel *grid"],
+        params: Float[Tensor, "batch parameter"],
+    ) -> Float[Tensor, " batch"]:
+        """|u_{t+dt} - prediction| / |u_{t+dt}| for the last of the physical frames, the others being its context."""
+        u_hat, dt = self.normalizers[task](frames), params.new_full((len(frames),), self.tasks[task].dt)
+        found = self.advance_normalized(u_hat[:, :-1], task=task, dt=dt, params=params)
+        return self._share(found - u_hat[:, -1], u_hat[:, -1])
+
+    @staticmethod
+    def _share(error: Tensor, frame: Tensor) -> Float[Tensor, " batch"]:
+        """|error| / |frame|; a field that has all but vanished counts as a hundredth of the usual size."""
+        floor = 0.01 * math.sqrt(frame[0].numel())
+        share: Tensor = error.flatten(1).norm(dim=1) / frame.flatten(1).norm(dim=1).clamp_min(floor)
         return share
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Boundary = Literal["periodic", "neumann", "dirichlet"]
-Form = Literal["flux", "flux_source", "increment"]
+Form = Literal["flux", "flux_open", "flux_source", "increment"]
 RightHandSide = Callable[[Tensor, Tensor, tuple[float, ...]], Tensor]
 InitialCondition = Callable[[int, tuple[Tensor, ...], Tensor, torch.Generator], Tensor]
 ExactSolution = Callable[[int, tuple[Tensor, ...], Tensor, Tensor, torch.Generator], Tensor]
@@ -131,7 +131,8 @@ class Equation:
         parameters: the coefficients, in the order of the columns of `params`.
         domain: bounds of each axis.
         boundary: condition at the bounds of every axis; "neumann" is no flow (zero slope).
-        form: how a step changes the fields: by fluxes between cells, by fluxes and a source, or by any increment.
+        form: how a step changes the fields: by fluxes between cells ("flux"), by these and through open walls
+            ("flux_open"), by these and a source everywhere ("flux_source"), or by any "increment".
         symmetries: transformations that map solutions to solutions: "translation", "reflection" (of any axis, with
             each field's parity), "rotation" (by a quarter turn, in two dimensions), "galilean" (u + c, moving at c:
             the one field is a velocity along the one axis). Where only one axis has the first or the second it is

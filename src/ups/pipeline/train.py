@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,13 @@ from ups.pipeline.workspace import Workspace
 from ups.runtime import seed_everything
 from ups.training.checkpoint import CheckpointStore
 from ups.training.ema import build_ema
+from ups.training.focus import Focus
 from ups.training.loop import LoopSettings, Objective, StageOutcome, fit
 from ups.training.monitor import JsonlSink, Monitor
 from ups.training.objectives import EmulatorObjective
 from ups.training.optim import build_optimizer
 from ups.training.schedule import Budget, build_schedule
-from ups.training.stages import BASELINE_OPTIMIZERS, build_augments, build_objective, fit_pairs, window_weights
+from ups.training.stages import BASELINE_OPTIMIZERS, build_augments, build_objective, fit_pairs
 
 STAGES: tuple[StageName, ...] = ("codec", "operator")
 CODEC_IS_EXACT = 1e-5  # validation nrmse of a codec below which there is nothing to train
@@ -53,7 +54,7 @@ class Plan:
     patience: int | None
     validate: Callable[[], float]
     key: str
-    weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    focus: Focus | None = None
 
 
 def train_stages(workspace: Workspace, stages: tuple[StageName, ...] = STAGES) -> Simulator:
@@ -115,23 +116,19 @@ def train_stage(
         patience=settings.patience_of(stage),
         validate=validation_of(workspace, stage, simulator),
         key=key,
-        weights=weigh_windows(workspace, simulator) if stage == "operator" else {},
+        focus=find_focus(workspace, simulator) if stage == "operator" else None,
     )
     run_plan(workspace, plan, folder)
     return key
 
 
-def weigh_windows(workspace: Workspace, emulator: StepEmulator) -> dict[str, torch.Tensor]:
-    """How often windows of each task are to be drawn, by their first frame; see `window_weights`."""
-    settings, found = workspace.settings, {}
-    rng = torch.Generator().manual_seed(settings.seed)
-    emulator.to("cpu")
-    for task, train in workspace.splits["train"].items():
-        weights = window_weights(emulator, task, fit_pairs(train, rng), settings.training.focus)
-        if weights is not None:
-            found[task] = weights
-    emulator.to(workspace.device)
-    return found
+def find_focus(workspace: Workspace, emulator: StepEmulator) -> Focus | None:
+    """What says which windows come more often; None where all come alike."""
+    settings = workspace.settings
+    if settings.training.focus == 0:
+        return None
+    sets, device = workspace.splits["train"], workspace.device
+    return Focus(emulator, sets, power=settings.training.focus, seed=settings.seed, device=device)
 
 
 def validation_of(workspace: Workspace, stage: str, emulator: Emulator) -> Callable[[], float]:
@@ -222,7 +219,7 @@ def run_plan(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
     )
     monitor = Monitor(plan.name, [JsonlSink(workspace.run_dir / "log.jsonl")])
     module.train()
-    with closing(make_loader(workspace, plan.batch_size, plan.weights)) as loader, closing(monitor):
+    with closing(make_loader(workspace, plan.batch_size, plan.focus)) as loader, closing(monitor):
         outcome = fit(
             plan.objective,
             loader,
@@ -237,6 +234,7 @@ def run_plan(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
             progress=workspace.progress,
             device=workspace.device,
             seed=settings.seed,
+            refocus=None if plan.focus is None else plan.focus.by_error,
         )
     save_model(plan.emulator, folder)
     notes: dict[str, Any] = {
@@ -251,9 +249,7 @@ def run_plan(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
     return outcome
 
 
-def make_loader(
-    workspace: Workspace, batch_size: int, weights: Mapping[str, torch.Tensor] | None = None
-) -> WindowLoader:
+def make_loader(workspace: Workspace, batch_size: int, focus: Focus | None = None) -> WindowLoader:
     """Shuffled batches of the train split."""
     settings = workspace.settings
     workers = settings.training.num_workers
@@ -263,7 +259,7 @@ def make_loader(
         settings.data.context,
         1,
         settings.seed,
-        weights=weights,
+        weights=None if focus is None else focus.by_base(),
         workers=1 if workers == "auto" else workers,
         prefetch=settings.training.prefetch_factor,
     )

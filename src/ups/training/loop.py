@@ -58,6 +58,9 @@ class Loader(Position, Protocol):
     def set_horizon(self, horizon: int) -> None:
         """Frames to predict in the batches that follow."""
 
+    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """How often windows come in the batches that follow, by task and first frame."""
+
     def __iter__(self) -> Iterator[Batch]:
         """The batches that follow."""
 
@@ -134,6 +137,7 @@ def fit(
     progress: Progress | None = None,
     device: torch.device,
     seed: int,
+    refocus: Callable[[], Mapping[str, Tensor]] | None = None,
 ) -> StageOutcome:
     """Trains `objective.module` within the budget and leaves in it the averaged weights of the best validation.
 
@@ -144,6 +148,8 @@ def fit(
         loader: batches of the train split.
         validate: scores the module as it stands; lower is better. It is called with the averaged weights in eval mode.
         seed: of the objective's generator and of PyTorch's own, when training starts anew.
+        refocus: weights of the windows for the loader, asked for before every validation in the same mode; the time it
+            takes counts as training.
 
     Raises:
         DivergedError: a loss or gradient is not finite, or no validation is.
@@ -191,6 +197,9 @@ def fit(
             log = state.step % settings.log_every == 0
             save = state.step % settings.checkpoint_interval == 0
             score = state.validation_is_due(settings.validate_every)
+            if score and refocus is not None:
+                with ema.applied(), random.untouched(), evaluating(module):
+                    loader.set_weights(refocus())
             if log or save or score or stop.received is not None:
                 with clock.paused():
                     moment = Moment(state.step, state.epochs, clock.seconds, optimizer.param_groups[0]["lr"])

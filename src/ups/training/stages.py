@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Mapping
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ups.config.learning import OptimizerSettings
@@ -21,14 +20,12 @@ from ups.data.trajectories import TrajectorySet
 from ups.errors import DataError, UpsError
 from ups.models.emulator import TaskSpec
 from ups.models.simulator import Architecture, Simulator
-from ups.models.step import StepEmulator
 from ups.training.losses import InverseCurriculum
 from ups.training.objectives import CodecObjective, OperatorObjective, OperatorTerms
 
 FIT_PAIRS = 8192  # pairs of frames the closed-form parts are fitted to, at most
 FIT_VALUES = 2**24  # grid values of those pairs' first frames, at most: what is fitted at once stays small in memory
 FIT_BATCH = 256
-EVENLY = 0.1  # share of the windows that is drawn evenly
 SHUFFLED_PAIRS = 2**22  # pairs up to which the choice is made without putting any back
 
 BASELINE_OPTIMIZERS = {
@@ -170,32 +167,6 @@ def fit_pairs(train: TrajectorySet, rng: torch.Generator) -> FramePairs:
         chosen = torch.randint(total, (num,), generator=rng)
     trajectory = torch.searchsorted(ends, chosen, right=True)
     return FramePairs(train, trajectory, chosen - (ends - counts)[trajectory])
-
-
-def window_weights(
-    emulator: StepEmulator, task: str, pairs: FramePairs, power: float
-) -> Float[Tensor, " start"] | None:
-    """How often windows are to be drawn, by the number of their first frame; None where all are alike.
-
-    A roll-out begins where its trajectory does, and what it loses there it does not get back; yet windows drawn evenly
-    show the network mostly late frames, where many equations have little left to learn. So nine tenths of the windows
-    are drawn in proportion to a power of what the base leaves over (`StepEmulator.left_over`), and the rest evenly.
-
-    Args:
-        power: 0 draws all alike.
-    """
-    if power == 0:
-        return None
-    starts = int(pairs.train.lengths.max()) - 1
-    total, count = torch.zeros(starts, dtype=torch.float64), torch.zeros(starts, dtype=torch.float64)
-    for (before, after, params), start in zip(pairs, pairs.start.split(FIT_BATCH), strict=True):
-        total.index_add_(0, start, emulator.left_over(task, before, after, params).double() ** power)
-        count.index_add_(0, start, torch.ones(len(start), dtype=torch.float64))
-    if float(total.sum()) == 0:
-        return None
-    left_over = torch.where(count > 0, total / count.clamp_min(1), total.sum() / count.sum())
-    mean = total.sum() / count.sum()
-    return (1 - EVENLY) * left_over / mean + EVENLY
 
 
 def build_augments(settings: Settings, sets: Mapping[str, TrajectorySet]) -> dict[str, Augment]:
