@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from accuracy_bench import peers
 from accuracy_bench.recipes import RECIPES, Recipe
 from ups.errors import UsageError
 from ups.models.baselines import NETWORKS, LinearEmulator, MakeNetwork, NetworkEmulator, Persistence
 from ups.models.emulator import Emulator, TaskSpec
-from ups.physics.equations import get_equation
 
 PLAIN = ("operator.base=persistence", "operator.form=increment", "operator.moving_frame=false")
 
@@ -89,37 +86,8 @@ def build_network(model: Model, specs: Mapping[str, TaskSpec], recipe: Recipe) -
     maker, sizes = MAKERS[model.architecture], dict(recipe.sizes)
 
     def make(spec: TaskSpec, channels_in: int, channels_out: int) -> nn.Module:
-        forcing = forcing_of(spec)
-        if forcing is None:
-            return maker(spec, channels_in, channels_out, **sizes)
-        return Forced(maker(spec, channels_in + len(forcing), channels_out, **sizes), forcing)
+        return maker(spec, channels_in, channels_out, **sizes)
 
     if model.structural:
         return NetworkEmulator(specs, model.architecture, make, base="linear", form=None, moving_frame=True)
     return NetworkEmulator(specs, model.architecture, make)
-
-
-def forcing_of(spec: TaskSpec) -> Tensor | None:
-    """The equation's forcing on the task's grid, of unit size; None where there is none."""
-    forcing = get_equation(spec.name).forcing
-    if forcing is None:
-        return None
-    places = zip(spec.origin, spec.spacing, spec.lattice, strict=True)
-    axes = tuple(start + step * torch.arange(size, dtype=torch.float64) for start, step, size in places)
-    field = forcing(axes).float()
-    return field / field.square().mean().sqrt()
-
-
-class Forced(nn.Module):
-    """A network that is shown where the equation is driven; the augmentation keeps that in place."""
-
-    forcing: Tensor
-
-    def __init__(self, network: nn.Module, forcing: Tensor) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("forcing", forcing, persistent=False)
-
-    def forward(self, u: Tensor, periodic: tuple[bool, ...]) -> Any:
-        """`u` is (batch, channel, *grid)."""
-        return self.network(torch.cat([u, self.forcing.expand(len(u), *self.forcing.shape)], 1), periodic)

@@ -67,6 +67,7 @@ SEARCHES: dict[tuple[str, int], tuple[Changes, ...]] = {
         ({"width": 20}, {"width": 48}, {"modes": 12}, {"width": 20, "modes": 12}),
         ({"layers": 3}, {"layers": 6}),
         ({"batch_size": 16}, {"batch_size": 64}, {"weight_decay": 0.0}),
+        ({"lr": 16e-3}, {"modes": 64}, {"layers": 2}),
     ),
     ("fno", 2): (
         ({"lr": 2e-3}, {"lr": 4e-3}, {"lr": 8e-3}),

@@ -303,6 +303,7 @@ def make_spec(name: str) -> TaskSpec:
         periodic=equation.periodic, form=equation.form,
         conserved=tuple(field.conserved for field in equation.fields), context=1, dt=0.1,
         mean=(0.0,) * len(equation.fields), std=(1.0,) * len(equation.fields),
+        static=0 if equation.forcing is None else 1,
     )  # fmt: skip
 
 
