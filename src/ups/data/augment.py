@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ups.data.fields import Batch
@@ -17,7 +17,7 @@ from ups.physics.description import Equation, Motion
 
 
 class Augment:
-    """Draws translations, reflections, quarter turns and motions for a batch of windows of one equation.
+    """Draws translations, reflections, quarter turns, motions and boosts for a batch of windows of one equation.
 
     Args:
         equation: its `symmetries`, `motions`, `periodic` axes and the `parity` of its fields decide what is drawn.
@@ -29,12 +29,13 @@ class Augment:
         self.mirrored = equation.axes_with("reflection") if enabled else ()
         self.rotates = enabled and "rotation" in equation.symmetries
         self.motions = equation.motions if enabled else ()
+        self.boosts = enabled and "galilean" in equation.symmetries
         self.parity = torch.tensor([float(field.parity) for field in equation.fields])
 
     def __call__(self, batch: Batch, rng: torch.Generator) -> Batch:
         """A new batch of the same shape; all draws are from `rng`, on its device.
 
-        Translations are by whole cells, and motions as often as moves by whole cells.
+        Translations are by whole cells, motions as often as moves by whole cells, and boosts by whole cells a step.
         """
         frames, many, where = batch.frames, (len(batch.frames),), rng.device
         for axis, dim in enumerate(range(3, frames.ndim)):
@@ -49,6 +50,9 @@ class Augment:
             every = motion.every(tuple(frames.shape[3:]))
             times = every * torch.randint(motion.order // every, many, generator=rng, device=where)
             frames = repeat(frames, motion, self.parity, times)
+        if self.boosts:
+            donor = torch.randperm(len(frames), generator=rng, device=where)
+            frames = boost(frames, donor, batch.dt, batch.grid.spacing[0])
         return replace(batch, frames=frames)
 
 
@@ -80,3 +84,22 @@ def repeat(frames: Float[Tensor, "batch time channel *grid"], motion: Motion, pa
         if mirrored:
             frames = reflect(frames, dim, parity, times % 2 == 1)
     return frames
+
+
+def boost(
+    frames: Float[Tensor, "batch time 1 x"],
+    donor: Int64[Tensor, " batch"],
+    dt: Float[Tensor, " batch"],
+    spacing: float,
+) -> Float[Tensor, "batch time 1 x"]:
+    """u(x, t) -> u(x - c t, t) + c, which gives every sample nearly the mean velocity of its `donor`.
+
+    So mean velocities are spread over all shapes of u, and none is drawn that the data does not have. c moves the field
+    by a whole number of cells each time step, from the first frame on.
+    """
+    mean = frames[:, 0, 0].mean(-1)
+    cells = ((mean[donor.to(frames.device)] - mean) * dt / spacing).round()
+    shift = -cells[:, None].long() * torch.arange(frames.shape[1], device=frames.device)
+    moved = translate(frames.flatten(0, 1)[:, None], 3, shift.flatten())[:, 0].unflatten(0, frames.shape[:2])
+    boosted: Tensor = moved + per_sample(cells * spacing / dt, frames)
+    return boosted
