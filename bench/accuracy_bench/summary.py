@@ -21,6 +21,7 @@ PEERS = ("persistence", "linear", "fno", "unet", "ups_stack", "ups_unet")
 STRUCTURAL = ("fno+", "unet+")
 EXTERNAL = ("neuralop_fno", "neuralop_uno", "pdetransformer")
 EXTERNAL_TASKS = ("burgers", "diffusion_reaction2d", "shallow_water")
+KNOWN = (OURS, *PEERS, *STRUCTURAL, *EXTERNAL)
 CURVE_TASKS = ("burgers", "diffusion_reaction2d", "ks", "burgers_multi")
 CURVE_SECONDS = (60.0, 200.0, 600.0)
 CURVE_MODELS = (OURS, "fno", "unet")
@@ -79,6 +80,12 @@ def wanted(task: str, model: str, seconds: float = MAIN_SECONDS, train: int | No
     if model in UNTRAINED:
         seconds = MAIN_SECONDS
     return [Cell(task, model, seconds, seed, "cpu", train) for seed in seeds_of(model)]
+
+
+def peers_of(task: str) -> tuple[str, ...]:
+    """The peers that ours is held against on a task; those with our structural parts are not among them."""
+    external = [model for model in EXTERNAL if model != "pdetransformer" or task in TASKS_2D]
+    return (*PEERS, *external) if task in EXTERNAL_TASKS else PEERS
 
 
 def gather(cells: Cells, asked: Sequence[Cell], read: Callable[[Line], float | None]) -> Spread:

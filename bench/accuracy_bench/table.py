@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from accuracy_bench import summary
@@ -44,19 +45,22 @@ class Report:
 
     def main(self) -> str:
         """Tasks by models, and ours over the best peer's."""
-        models, rows, ratios = (OURS, *summary.PEERS), [], {}
+        models, rows, ratios, partial = (OURS, *summary.PEERS), [], {}, False
         for task in summary.ALL_TASKS:
-            found = ratio(self.cells, task, summary.PEERS)
+            found = ratio(self.cells, task, summary.peers_of(task))
             if found.value is not None:
                 ratios[task] = found.value
-            said = "missing" if found.value is None else f"{found.value:.3g} ({found.peer})"
+                partial |= not found.complete
+            star = "" if found.complete else "\\*"
+            said = "missing" if found.value is None else f"{found.value:.3g}{star} ({found.peer})"
             rows.append([task, *(self.entry(task, model) for model in models), said])
         mean = summary.geometric_mean(list(ratios.values()))
         left = [task for task in summary.ALL_TASKS if task not in ratios]
         of = f"{len(ratios)} of {len(summary.ALL_TASKS)} tasks" + (f"; missing: {', '.join(left)}" if left else "")
         table = markdown(["task", *models, "ours / best peer"], rows)
         worst = f"; the largest: {max(ratios.values()):.3g}" if ratios else ""
-        return f"{table}\nGeometric mean of the ratios: **{number(mean)}** ({of}){worst}.\n"
+        note = "\n\\* Some of the cells that this compares are missing.\n" if partial else ""
+        return f"{table}\nGeometric mean of the ratios: **{number(mean)}** ({of}){worst}.\n{note}"
 
     def curve(self) -> str:
         """Budgets."""
@@ -98,15 +102,32 @@ class Report:
         """Peers of other packages beside our own FNO and U-Net."""
         models = ("fno", "unet", *summary.EXTERNAL)
         rows = [
-            [task, *("-" if self.absent(task, model) else self.entry(task, model) for model in models)]
+            [
+                task,
+                *(
+                    "-"
+                    if model in summary.EXTERNAL and model not in summary.peers_of(task)
+                    else self.entry(task, model)
+                    for model in models
+                ),
+            ]
             for task in summary.EXTERNAL_TASKS
         ]
         return markdown(["task", *models], rows)
 
-    @staticmethod
-    def absent(task: str, model: str) -> bool:
-        """Whether a model does not apply to a task: pdetransformer is of two dimensions."""
-        return model == "pdetransformer" and task in summary.TASKS_1D
+    def others(self, wanted: Callable[[Cell], bool]) -> str:
+        """Cells that are in no other table, by task, model, budget and number of trajectories."""
+        groups: dict[Cell, list[Line]] = {}
+        for cell, line in self.cells.items():
+            if wanted(cell):
+                groups.setdefault(replace(cell, seed=0), []).append(line)
+        rows = []
+        for cell, lines in sorted(groups.items(), key=lambda item: item[0].slug):
+            settings = ", ".join(lines[-1]["recipe"].get("settings", ())) or "-"
+            cut = "all" if cell.train is None else str(cell.train)
+            spread = summary.Spread.of(map(nrmse, lines), len(summary.SEEDS))
+            rows.append([cell.task, cell.model, f"{cell.seconds:g}", cut, str(spread), settings])
+        return markdown(["task", "model", "seconds", "trajectories", "nrmse", "settings"], rows) if rows else "None.\n"
 
     def details(self) -> str:
         """Of ours and every peer at the main budget: one step, codec, stability, size, speed."""
@@ -140,10 +161,16 @@ class Report:
             "Peers with our structural parts (`+`: linear base, the equation's form, moving frame)": self.structural(),
             "External peers": self.external(),
             "Several parameters in one model": self.parameters(),
+            "On a GPU": self.others(lambda cell: cell.device == "cuda"),
+            "Experiments": self.others(lambda cell: cell.device == "cpu" and cell.model not in summary.KNOWN),
             "Details (medians)": self.details(),
         }
         body = "\n".join(f"## {title}\n\n{section}" for title, section in sections.items())
-        gone = "\n".join(f"- {cell.slug}" for cell in self.missing) or "None."
+        groups: dict[str, list[str]] = {}
+        for cell in self.missing:
+            cut = "" if cell.train is None else f", {cell.train} trajectories"
+            groups.setdefault(f"{cell.task}, {cell.model}, {cell.seconds:g} s{cut}", []).append(str(cell.seed))
+        gone = "\n".join(f"- {entry}: seed {', '.join(seeds)}" for entry, seeds in groups.items()) or "None."
         return f"# Accuracy\n\n{NOTES}\n{body}\n## Missing cells\n\n{gone}\n"
 
 

@@ -209,9 +209,22 @@ def test_missing_cells_are_named_and_never_guessed() -> None:
     assert "| 0.2 [0.2 - 0.4] |" in row
     assert row.count("missing") == 5  # persistence, linear, unet, ups_stack, ups_unet
     gone = text.split("## Missing cells")[1]
-    assert "- burgers-ups-200s-2-cpu\n" in gone
-    assert "- burgers-ups-200s-0-cpu\n" not in gone
-    assert "- advection-ups-200s-0-cpu\n" in gone
+    assert "- burgers, ups, 200 s: seed 2\n" in gone
+    assert "burgers, fno, 200 s:" not in gone
+    assert "- advection, ups, 200 s: seed 0, 1, 2\n" in gone
+    assert "- burgers, ups, 200 s, 20 trajectories: seed 0, 1, 2\n" in gone
+    assert r"| 1\* (fno) |" in row  # a ratio of which cells are missing says so
+
+
+def test_experiments_have_rows_of_their_own_and_change_no_other() -> None:
+    cells = dict(cells_of({("burgers", "ups"): [0.2, 0.2, 0.2], ("burgers", "fno"): [0.4, 0.4, 0.4]}))
+    before = table.Report(cells).main()
+    trial = Cell("burgers", "ups-small", 200.0, 0)
+    cells[trial] = make_line(trial, 0.001, recipe={"settings": ["operator.pdet.hidden_dim=32"]})
+    report = table.Report(cells)
+    assert report.main() == before
+    wanted = "| burgers | ups-small | 200 | all | 0.001 [0.001 - 0.001, n = 1] | operator.pdet.hidden_dim=32 |"
+    assert wanted in report.text()
 
 
 def test_diverged_seed_is_said_and_counts_as_worst() -> None:
