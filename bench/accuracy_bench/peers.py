@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ups.errors import UsageError
 from ups.models.emulator import TaskSpec
+from ups.models.layers import full_precision
 
 
 class External(nn.Module):
@@ -38,8 +39,9 @@ class External(nn.Module):
         self.register_state_dict_post_hook(_only_tensors)
 
     def forward(self, u: Tensor, periodic: Sequence[bool]) -> Any:
-        """`u` is (batch, channel, *grid)."""
-        return self.call(self.network, u)
+        """`u` is (batch, channel, *grid); computed in its own precision, whatever autocast says: these know none."""
+        with full_precision(u):
+            return self.call(self.network, u)
 
 
 def _only_tensors(module: nn.Module, state: dict[str, Any], prefix: str, local: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from accuracy_bench.cells import Places, open_workspace, settings_of, train
 from accuracy_bench.models import get_model
-from accuracy_bench.recipes import RECIPES, SEARCHES, Recipe
+from accuracy_bench.recipes import SEARCHES, STARTS, Recipe
 from accuracy_bench.results import Cell, Line, append, commit, read_lines, rounded, source_hash
 from accuracy_bench.tasks import get_task
 from ups.errors import UsageError
@@ -29,7 +29,7 @@ def search(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     if key not in SEARCHES:
         raise UsageError(f"no search is declared for {arguments.model} in {key[1]} dimension(s)")
     task.prepare(arguments.work / "data", say)
-    best, found = RECIPES[key], math.inf
+    best, found = STARTS[key], math.inf
     for changes in ({},), *SEARCHES[key]:
         for change, recipe in [(change, best.changed(**change)) for change in changes]:
             line = measured(arguments, recipe) or measure(arguments, recipe, say)

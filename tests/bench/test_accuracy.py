@@ -22,9 +22,10 @@ from torch import nn
 import accuracy
 from accuracy_bench import cells as bench_cells
 from accuracy_bench import results, summary, table
+from accuracy_bench import search as bench_search
 from accuracy_bench.models import MODELS, build_network, recipe_of
 from accuracy_bench.peers import External
-from accuracy_bench.recipes import RECIPES, SEARCHES, Recipe
+from accuracy_bench.recipes import RECIPES, SEARCHES, STARTS, Recipe
 from accuracy_bench.results import Cell, append, claimed, newest, read_cells, read_lines, stale
 from accuracy_bench.tasks import TASKS, Made, Published, horizon
 from ups.config import Settings
@@ -303,7 +304,36 @@ def test_search_changes_sizes_or_training() -> None:
     assert changed == Recipe({"width": 32, "modes": 12}, lr=4e-3)
     assert changed.optimizer.lr == 4e-3
     assert json.loads(json.dumps(changed.to_json()))["sizes"] == {"width": 32, "modes": 12}
-    assert set(SEARCHES) == set(RECIPES)
+    assert set(SEARCHES) == set(RECIPES) == set(STARTS)
+
+
+def test_search_goes_on_from_each_round_s_winner_and_reads_what_was_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tried: list[Recipe] = []
+
+    def measure(given: Namespace, recipe: Recipe, say: Any) -> dict[str, Any]:
+        tried.append(recipe)
+        wide = recipe.sizes.get("width") == 48
+        value = None if recipe.lr == 8e-3 else recipe.lr + 0.01 * wide - 0.001 * (recipe.weight_decay == 0)
+        line = {**bench_search.identity(given, recipe), "valid_nrmse": value, "steps": 1}
+        append(line, bench_search.lines_of(given))
+        return line
+
+    monkeypatch.setattr(bench_search, "measure", measure)
+    given = arguments(tmp_path, task="burgers", model="fno", seconds=30.0)
+    said: list[str] = []
+    bench_search.search(given, said.append)
+    changes = [change for rounds in SEARCHES["fno", 1] for change in rounds]
+    start = STARTS["fno", 1]
+    assert len(tried) == len({json.dumps(recipe.to_json()) for recipe in tried}) <= 1 + len(changes)
+    assert '"lr": 0.002, "weight_decay": 0.0' in said[-1]  # the best rate, which diverged is not; and later no decay
+    assert tried[-1].lr == 2e-3 or tried[-1].lr == 16e-3
+    assert start.changed(lr=2e-3, position=True) in tried
+    before = len(tried)
+    bench_search.search(given, said.append)
+    assert len(tried) == before
+    assert said[-1] == said[len(said) // 2 - 1]
 
 
 def make_spec(name: str) -> TaskSpec:
