@@ -61,6 +61,7 @@ STARTS: dict[tuple[str, int], Recipe] = {
 RECIPES: dict[tuple[str, int], Recipe] = {
     **STARTS,
     ("fno", 1): Recipe({"width": 32, "modes": 32, "position": True, "layers": 3}, lr=8e-3, weight_decay=0.0),
+    ("unet", 1): Recipe({"width": 16, "levels": 4}, lr=4e-3),
 }
 """What `run` uses: the winner of each search that was made, else its start."""
 
@@ -68,7 +69,7 @@ Changes = tuple[dict[str, Any], ...]
 
 SEARCHES: dict[tuple[str, int], tuple[Changes, ...]] = {
     ("fno", 1): (
-        ({"lr": 2e-3}, {"lr": 4e-3}, {"lr": 8e-3}),
+        ({"lr": 2e-3}, {"lr": 8e-3}),
         ({"position": True},),
         ({"width": 20}, {"width": 48}, {"modes": 12}, {"width": 20, "modes": 12}),
         ({"layers": 3}, {"layers": 6}),
@@ -76,19 +77,19 @@ SEARCHES: dict[tuple[str, int], tuple[Changes, ...]] = {
         ({"lr": 16e-3}, {"modes": 64}, {"layers": 2}),
     ),
     ("fno", 2): (
-        ({"lr": 2e-3}, {"lr": 4e-3}, {"lr": 8e-3}),
         ({"padding": 0.125}, {"padding": 0.5}, {"position": True}),
+        ({"lr": 2e-3}, {"lr": 8e-3}),
         ({"width": 12}, {"width": 32}, {"modes": 8}, {"modes": 16}),
         ({"layers": 3}, {"layers": 6}),
         ({"batch_size": 4}, {"batch_size": 16}, {"weight_decay": 0.0}),
     ),
     ("unet", 1): (
-        ({"lr": 1e-3}, {"lr": 2e-3}, {"lr": 4e-3}),
+        ({"lr": 1e-3}, {"lr": 4e-3}, {"lr": 8e-3}, {"lr": 16e-3}),
         ({"width": 8}, {"width": 32}, {"levels": 3}, {"width": 8, "levels": 3}),
         ({"batch_size": 16}, {"batch_size": 64}, {"weight_decay": 0.0}),
     ),
     ("unet", 2): (
-        ({"lr": 1e-3}, {"lr": 2e-3}, {"lr": 4e-3}),
+        ({"lr": 1e-3}, {"lr": 4e-3}, {"lr": 8e-3}, {"lr": 16e-3}),
         ({"width": 8}, {"width": 32}, {"levels": 4}, {"width": 8, "levels": 4}),
         ({"batch_size": 4}, {"batch_size": 16}, {"weight_decay": 0.0}),
     ),
