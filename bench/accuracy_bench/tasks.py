@@ -7,10 +7,11 @@ is one file per split and parameter value, of its own seed, made once; test file
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from ups.data.generate import generate
@@ -81,17 +82,26 @@ class Made:
         return found
 
     def prepare(self, cache: Path, say: Callable[[str], None]) -> None:
-        """Makes the files that are missing."""
+        """Makes the files that are missing.
+
+        Raises:
+            UsageError: a file is there, but is not what would be made now.
+        """
         equation = get_equation(self.equation)
         for split, count in zip(SPLITS, self.counts, strict=True):
             twice = 2 if split == "test" else 1
+            frames, time = twice * (equation.make_frames - 1) + 1, twice * equation.time
             for name, seed, params in self.files(split):
-                if not (cache / name).exists():
-                    frames, time = twice * (equation.make_frames - 1) + 1, twice * equation.time
+                path = cache / name
+                if not path.exists():
                     generate(
-                        self.equation, cache / name, count, seed, params,
-                        frames=frames, time=time, progress=LineProgress(say),
-                    )  # fmt: skip
+                        self.equation, path, count, seed, params, frames=frames, time=time, progress=LineProgress(say)
+                    )
+                wanted = {"samples": count, "frames": frames, "time": time, "points": equation.make_resolution}
+                wanted |= {"seed": seed, **params}
+                found = describe(path, equation.dim, tuple(params))
+                if any(not np.isclose(found[key], value, rtol=1e-5) for key, value in wanted.items()):
+                    raise UsageError(f"{path} holds {found}, but the task asks for {wanted}; delete it to have it made")
 
     def overrides(self, data: Path | None, cache: Path) -> list[str]:
         """Settings that name the data and its split."""
@@ -109,6 +119,31 @@ class Made:
             return False
         place = [parameter.name for parameter in get_equation(self.equation).parameters].index(self.parameter)
         return any(bool(np.isclose(params[place], self.values[number], rtol=1e-3)) for number in self.unseen)
+
+
+def describe(path: Path, dim: int, params: Sequence[str]) -> dict[str, float]:
+    """What a made file holds: trajectories, frames, last time, points per axis, seed, values of parameters."""
+    with h5py.File(path) as file:
+        groups = [key for key in file if key.isdigit()]
+        first = file[groups[0]] if dim > 1 else file
+        shape = first["data"].shape if dim > 1 else file["tensor"].shape[1:]
+        times = first["grid/t"] if dim > 1 else file["t-coordinate"]
+        names = {name: get_name(name, file.attrs) for name in params}
+        return {
+            "samples": len(groups) if dim > 1 else file["tensor"].shape[0],
+            "frames": shape[0],
+            "time": float(times[-1]),
+            "points": shape[1],
+            "seed": float(file.attrs["seed"]),
+            **{name: float(file.attrs[key]) for name, key in names.items()},
+        }
+
+
+def get_name(name: str, attributes: Mapping[str, object]) -> str:
+    """What a file calls a parameter."""
+    equation = get_equation(str(attributes["task"]))
+    keys = next(parameter.keys for parameter in equation.parameters if parameter.name == name)
+    return keys[0]
 
 
 NU = tuple(float(f"{value:.4g}") for value in np.geomspace(0.004, 0.05, 12))

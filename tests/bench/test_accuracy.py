@@ -27,9 +27,10 @@ from accuracy_bench.models import MODELS, build_network, recipe_of
 from accuracy_bench.peers import External
 from accuracy_bench.recipes import RECIPES, SEARCHES, STARTS, Recipe
 from accuracy_bench.results import Cell, append, claimed, newest, read_cells, read_lines, stale
-from accuracy_bench.tasks import TASKS, Made, Published, horizon
+from accuracy_bench.tasks import TASKS, Made, Published, describe, horizon
 from ups.config import Settings
 from ups.data.split import assign
+from ups.errors import UsageError
 from ups.models.emulator import TaskSpec
 from ups.physics.equations import EQUATIONS
 
@@ -266,6 +267,21 @@ def test_unseen_parameters_are_in_test_files_alone() -> None:
     ]
     seeds = [seed for split in values for _, seed, _ in task.files(split)]
     assert len(set(seeds)) == len(seeds)
+
+
+def test_made_files_go_on_for_twice_the_horizon_and_others_are_refused(tmp_path: Path) -> None:
+    task = Made("advection1d", (2, 1, 1), "beta", (0.2, 0.3, 0.4), unseen=(1,))
+    task.prepare(tmp_path, lambda line: None)
+    made = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(made) == 2 + 2 + 3
+    test, train = (describe(tmp_path / f"advection1d_{split}_00.hdf5", 1, ("beta",)) for split in ("test", "train"))
+    assert (test["frames"] - 1, test["time"]) == (2 * (train["frames"] - 1), 2 * train["time"])
+    task.prepare(tmp_path, lambda line: None)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == made
+    with pytest.raises(UsageError, match="samples"):
+        replace(task, counts=(3, 1, 1)).prepare(tmp_path, lambda line: None)
+    with pytest.raises(UsageError, match="beta"):
+        replace(task, values=(0.21, 0.3, 0.4)).prepare(tmp_path, lambda line: None)
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
