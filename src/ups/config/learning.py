@@ -136,7 +136,7 @@ class TrainingSettings(Group):
     keep_checkpoints: PositiveInt = 2
     augment: bool = True
     """Apply the equation's symmetries at random."""
-    focus: NonNegativeFloat = 1.0
+    focus: NonNegativeFloat = 2.0
     """Windows are drawn in proportion to this power of the error of one step from their first frame, measured anew at
     every validation; 0 draws all alike."""
 
