@@ -61,6 +61,7 @@ STARTS: dict[tuple[str, int], Recipe] = {
 RECIPES: dict[tuple[str, int], Recipe] = {
     **STARTS,
     ("fno", 1): Recipe({"width": 32, "modes": 32, "position": True, "layers": 3}, lr=8e-3, weight_decay=0.0),
+    ("fno", 2): Recipe({"width": 20, "modes": 12, "position": False, "padding": 0.125}, lr=4e-3),
     ("unet", 1): Recipe({"width": 16, "levels": 4}, lr=4e-3),
 }
 """What `run` uses: the winner of each search that was made, else its start."""

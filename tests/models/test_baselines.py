@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from tests.models.helpers import make_spec
@@ -101,3 +102,16 @@ def test_a_spectral_convolution_computes_in_float32_under_autocast(monkeypatch: 
         found = layer(u.bfloat16())
     torch.testing.assert_close(found, layer(u.bfloat16().float()), rtol=0, atol=0)
     assert set(seen) == {torch.float32}  # a CPU would convert by itself, a GPU refuses
+
+
+def test_fno_between_walls_is_the_plain_one_on_a_mirrored_field() -> None:
+    torch.manual_seed(0)
+    plain = FNO(2, 1, 2, width=4, modes=3, layers=2, position=False)
+    padded = FNO(2, 1, 2, width=4, modes=3, layers=2, position=False, padding=0.25)
+    padded.load_state_dict(plain.state_dict())
+    u = torch.randn(3, 1, 8, 12)
+    wider = torch.from_numpy(np.pad(u.numpy(), ((0, 0), (0, 0), (0, 0), (3, 3)), mode="symmetric"))  # 12 / 4 cells
+    walls = (True, False)
+    torch.testing.assert_close(padded(u, walls), plain(wider, walls)[..., 3:-3])
+    assert not torch.allclose(padded(u, walls), plain(u, walls))
+    assert torch.equal(padded(u, (True, True)), plain(u, (True, True)))
