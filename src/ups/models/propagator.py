@@ -3,10 +3,12 @@
 On a periodic grid the modes are Fourier modes, on a no-flow grid cosine modes (DCT-II, the eigenvectors of the
 no-flux Laplacian); in both every mode k is advanced by its own small matrix over channels,
 
-    u_{t+dt}(k) = sum_j f_j(params) M_j(k) u_t(k),
+    u_{t+dt}(k) = sum_j w_j(params) M_j(k) u_t(k),
 
-with f_j = 1, p_1, .., p_P, p_1^2, .., p_P^2 (standardised parameters), so that one propagator serves all their values.
-Fields that do not change but act on the others (a forcing) are read beside u_t; their matrices have columns only.
+where the weights w_j >= 0 blend the matrices of a few knots among the parameters of the training data and sum to one:
+one propagator serves all values, and between two knots no mode grows faster than at one of them (a polynomial in the
+parameters would, where the data hold little of a mode). Fields that do not change but act on the others (a forcing) are
+read beside u_t; their matrices have columns only.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+KNOTS = 8  # among the parameters of the training data, at most
+FAR = 1e6  # standardised units: where knots lie that are not used
 
 
 def cosine_basis(size: int) -> Float[Tensor, "mode cell"]:
@@ -66,15 +71,57 @@ class ModeTransform(nn.Module):
         return u
 
 
-def parameter_features(params: Float[Tensor, "batch parameter"], powers: int) -> Float[Tensor, "batch feature"]:
-    """1, p, .., p^powers for every parameter."""
-    return torch.cat(
-        [
-            torch.ones_like(params[:, :1]) if params.shape[1] else params.new_ones(len(params), 1),
-            *[params**k for k in range(1, powers + 1)],
-        ],
-        dim=1,
-    )
+class Blend(nn.Module):
+    """Weights of a few knots in the space of the parameters, from none below zero, summing to one.
+
+    Where one parameter varies they are piecewise linear in it, constant beyond the first and last knot; where several
+    do, normalised Gaussians of the distance.
+
+    Args:
+        varying: which columns of the (standardised) parameters vary; without any there is a single knot.
+    """
+
+    knots: Tensor
+    width: Tensor
+
+    def __init__(self, varying: Sequence[int]) -> None:
+        super().__init__()
+        self.varying, self.num = tuple(varying), KNOTS if varying else 1
+        knots = FAR + torch.arange(self.num, dtype=torch.float32)[:, None].expand(self.num, len(varying))
+        knots = knots.clone()
+        knots[0] = 0.0
+        self.register_buffer("knots", knots)
+        self.register_buffer("width", torch.ones(()))
+
+    def forward(self, params: Float[Tensor, "batch parameter"]) -> Float[Tensor, "batch knot"]:
+        if not self.varying:
+            return params.new_ones(len(params), 1)
+        knots, place = self.knots.to(params.dtype), params[:, list(self.varying)]
+        if len(self.varying) > 1:
+            return torch.softmax(-(place[:, None] - knots).square().sum(-1) / self.width.to(params.dtype) ** 2, dim=1)
+        line = knots[:, 0]
+        last = (line < FAR).sum() - 1
+        x = place[:, 0].clamp(line[0], line[last])
+        upper = torch.searchsorted(line, x.contiguous()).clamp(1, self.num - 1)
+        share = (x - line[upper - 1]) / (line[upper] - line[upper - 1])
+        weights = params.new_zeros(len(params), self.num)
+        return weights.scatter(1, (upper - 1)[:, None], 1 - share[:, None]).scatter(1, upper[:, None], share[:, None])
+
+    @torch.no_grad()
+    def fit(self, params: Float[Tensor, "pair parameter"]) -> None:
+        """Takes the knots from the values that occur: all of them, or as many as there are knots, far apart."""
+        if not self.varying:
+            return
+        found = torch.unique(params[:, list(self.varying)].float(), dim=0)
+        chosen = [int(found.square().sum(1).argmax())]
+        while len(chosen) < min(self.num, len(found)):  # each the farthest from those before
+            chosen.append(int(torch.cdist(found, found[chosen]).amin(1).argmax()))
+        knots = found[chosen]
+        knots = knots[knots[:, 0].argsort()]
+        self.knots[: len(knots)] = knots
+        if len(knots) > 1:
+            gaps = torch.cdist(knots, knots) + torch.diag(torch.full((len(knots),), torch.inf))
+            self.width.copy_(gaps.amin(1).median())
 
 
 class LinearPropagator(nn.Module):
@@ -82,9 +129,8 @@ class LinearPropagator(nn.Module):
 
     Args:
         channels: number of fields.
-        parameters: number of (standardised) parameters.
+        varying: columns of the (standardised) parameters that differ within the training data.
         conserved: per channel; the mean of a conserved field is passed on unchanged, to rounding.
-        powers: highest power of each parameter, 0 when all training data share one value.
         static: number of channels that are read after the fields but not advanced, such as a forcing.
     """
 
@@ -95,29 +141,31 @@ class LinearPropagator(nn.Module):
         shape: Sequence[int],
         periodic: Sequence[bool],
         channels: int,
-        parameters: int,
+        varying: Sequence[int],
         conserved: Sequence[bool],
-        powers: int = 0,
         static: int = 0,
     ) -> None:
         super().__init__()
         self.transform = ModeTransform(shape, periodic)
-        self.powers, self.conserved = powers, tuple(conserved)
-        features = 1 + parameters * powers
+        self.blend, self.conserved = Blend(varying), tuple(conserved)
         # Real and imaginary parts are kept apart: a complex buffer would not survive `.to(dtype)` or safetensors.
         read = channels + static
-        matrix = torch.zeros(2, features, channels, read, *self.transform.mode_shape)
-        matrix[0, 0] = torch.eye(channels, read).reshape(channels, read, *[1] * len(shape))
+        matrix = torch.zeros(2, self.blend.num, channels, read, *self.transform.mode_shape)
+        matrix[0, :] = torch.eye(channels, read).reshape(channels, read, *[1] * len(shape))
         self.register_buffer("matrix", matrix)
 
     def forward(self, u: Float[Tensor, "batch read *grid"], params: Float[Tensor, "batch parameter"]) -> Tensor:
         """Fields and static channels in, fields out, in the (normalised) units it was fitted in."""
         modes = self.transform(u)
         matrix = torch.complex(self.matrix[0], self.matrix[1]) if self.transform.fourier else self.matrix[0]
-        if self.powers == 0:
+        if self.blend.num == 1:
             return self.transform.inverse(torch.einsum("oi...,bi...->bo...", matrix[0], modes))
-        features = parameter_features(params, self.powers).to(matrix.dtype)
-        return self.transform.inverse(torch.einsum("bf,foi...,bi...->bo...", features, matrix, modes))
+        weights = self.blend(params).to(matrix.dtype)
+        return self.transform.inverse(torch.einsum("bf,foi...,bi...->bo...", weights, matrix, modes))
+
+    def choose_knots(self, params: Float[Tensor, "pair parameter"]) -> None:
+        """Takes the knots from the (standardised) parameters of the training data; before `fit`."""
+        self.blend.fit(params)
 
     @torch.no_grad()
     def fit(self, pairs: Iterable[tuple[Tensor, Tensor, Tensor]], ridge: float = 1e-10) -> None:
@@ -132,8 +180,8 @@ class LinearPropagator(nn.Module):
         for before, after, params in pairs:
             transform = self.transform.double()
             x, y = transform(before.double()), transform(after.double())
-            features = parameter_features(params.double(), self.powers)
-            x = torch.einsum("bf,bi...->bfi...", features.to(x.dtype), x).flatten(1, 2).flatten(2)
+            weights = self.blend(params.double())
+            x = torch.einsum("bf,bi...->bfi...", weights.to(x.dtype), x).flatten(1, 2).flatten(2)
             g, c = torch.einsum("bik,bjk->kij", x, x.conj()), torch.einsum("bok,bik->koi", y.flatten(2), x.conj())
             gram, cross = (g, c) if gram is None or cross is None else (gram + g, cross + c)
         if gram is None or cross is None:
@@ -150,9 +198,9 @@ class LinearPropagator(nn.Module):
         )
         for channel, keeps in enumerate(self.conserved):
             if keeps:
-                mean_mode = (slice(None), channel, slice(None), *[0] * len(self.transform.shape))
-                matrix[mean_mode] = 0
-                matrix[(0, channel, channel, *[0] * len(self.transform.shape))] = 1
+                mean_mode = [0] * len(self.transform.shape)
+                matrix[(slice(None), channel, slice(None), *mean_mode)] = 0
+                matrix[(slice(None), channel, channel, *mean_mode)] = 1
         self.matrix.copy_(
             torch.stack([matrix.real, matrix.imag])
             if matrix.is_complex()

@@ -133,9 +133,8 @@ class Physics(nn.Module):
                 spec.lattice,
                 spec.periodic,
                 channels,
-                len(spec.param_names),
+                [column for column, std in enumerate(spec.param_std) if std > 0],
                 spec.conserved,
-                powers=2 if spec.varies else 0,
                 static=spec.static,
             )
             if base == "linear"
@@ -282,5 +281,6 @@ class StepEmulator(Emulator):
                 yield (*physics.seen_by_step(normalizer(before), normalizer(after)), normalizer.params(params))
 
         if physics.base is not None:
+            physics.base.choose_knots(torch.cat([params for _, _, params in hats()]))
             physics.base.fit((physics.with_static(before), after, params) for before, after, params in hats())
         physics.rest.fit(after - physics.advance_base(before, params) for before, after, params in hats())
