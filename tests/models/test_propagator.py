@@ -106,3 +106,36 @@ def test_several_parameters_are_blended() -> None:
     torch.testing.assert_close(propagator(u[:4], params[:4]), gain[:4, :, None] * u[:4], atol=0.02, rtol=0)
     middle = propagator(u[:4], torch.zeros(4, 3))
     torch.testing.assert_close(middle, 0.5 * u[:4], atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("periodic", [True, False])
+def test_what_the_fit_to_noise_leaves_far_away_is_taken_out(periodic: bool) -> None:
+    """A local linear step with as much noise as signal: no tap of the kernel is left beyond its neighbourhood."""
+    torch.manual_seed(0)
+    waves = torch.arange(25 if periodic else 48, dtype=torch.float64)
+    decay = torch.exp(-((waves / 12) ** 2) if periodic else -((waves / 24) ** 2))
+    transform = ModeTransform((48,), [periodic]).double()
+    u = torch.randn(64, 1, 48).double()
+    clean = transform.inverse(transform(u) * decay)
+    noisy = clean + clean.std() * torch.randn(64, 1, 48)
+    propagator = LinearPropagator((48,), [periodic], 1, [], [False])
+    propagator.fit([(u[:32], noisy[:32], torch.zeros(32, 0)), (u[32:], noisy[32:], torch.zeros(32, 0))])
+    impulse = torch.zeros(1, 1, 48)
+    impulse[..., 24] = 1
+    wanted = transform.inverse(transform(impulse.double()) * decay).float()
+    found = propagator(impulse, torch.zeros(1, 0))
+    assert (found - wanted).abs().max() < 0.15
+    far = torch.cat([found[..., :16], found[..., 33:]], dim=-1)
+    assert far.abs().max() < 1e-5
+
+
+def test_a_kernel_may_lie_anywhere_and_be_long() -> None:
+    """A shift by a part of a cell has a kernel that falls off slowly; both halves see it alike, so all of it stays."""
+    torch.manual_seed(0)
+    turn = torch.exp(-2j * math.pi * torch.arange(33) * 20.3 / 64)
+    u = torch.fft.irfft(torch.fft.rfft(torch.randn(40, 1, 64)) * (torch.arange(33) < 30), n=64)
+    propagator = LinearPropagator((64,), [True], 1, [], [True])
+    propagator.fit([(u, torch.fft.irfft(torch.fft.rfft(u) * turn, n=64), torch.zeros(40, 0))])
+    torch.testing.assert_close(
+        propagator(u[:3], torch.zeros(3, 0)), torch.fft.irfft(torch.fft.rfft(u[:3]) * turn, n=64), atol=1e-4, rtol=0
+    )

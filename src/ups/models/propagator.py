@@ -20,7 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ups.models.kernel import agreed
+
 KNOTS = 8  # among the parameters of the training data, at most
+ENOUGH = 8  # pairs in either half of the data from which on the halves are compared
 FAR = 1e6  # standardised units: where knots lie that are not used
 
 
@@ -171,39 +174,73 @@ class LinearPropagator(nn.Module):
     def fit(self, pairs: Iterable[tuple[Tensor, Tensor, Tensor]], ridge: float = 1e-10) -> None:
         """Least squares over (u_t, u_{t+dt}, params) batches, in float64, by the normal equations of every mode.
 
+        What the first and the second halves of all batches do not agree on is taken out (`kernel.agreed`): they should
+        be of different trajectories.
+
         Args:
             pairs: batches, read once and one at a time, of (batch, read, *grid), the fields one step later, and
                 (batch, parameter) standardised.
             ridge: Tikhonov weight relative to the mean energy of all modes; unexcited modes stay at zero gain.
         """
-        gram = cross = None
+        halves = [_NormalEquations(), _NormalEquations()]
+        transform = self.transform.double()
         for before, after, params in pairs:
-            transform = self.transform.double()
-            x, y = transform(before.double()), transform(after.double())
-            weights = self.blend(params.double())
+            x, y, weights = transform(before.double()), transform(after.double()), self.blend(params.double())
             x = torch.einsum("bf,bi...->bfi...", weights.to(x.dtype), x).flatten(1, 2).flatten(2)
-            g, c = torch.einsum("bik,bjk->kij", x, x.conj()), torch.einsum("bok,bik->koi", y.flatten(2), x.conj())
-            gram, cross = (g, c) if gram is None or cross is None else (gram + g, cross + c)
-        if gram is None or cross is None:
+            middle = len(x) // 2
+            for half, part in zip(halves, (slice(middle), slice(middle, None)), strict=True):
+                half.add(x[part], y[part].flatten(2))
+        self.transform.float()
+        if not halves[1].pairs:
             raise ValueError("a linear propagator needs at least one pair of frames")
-        energy = gram.diagonal(dim1=1, dim2=2).real.mean()
-        eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
-        # M G = C  <=>  G^H M^H = C^H, with G Hermitian
-        solution = torch.linalg.solve(gram + ridge * energy * eye, cross.mH).mH
-        channels, read = self.matrix.shape[2:4]
-        matrix = (
-            solution.reshape(-1, channels, self.matrix.shape[1], read)
-            .permute(2, 1, 3, 0)
-            .reshape(*self.matrix.shape[1:])
-        )
+        both = halves[0] + halves[1]
+        matrix = self._shaped(both.solve(ridge))
+        if min(half.pairs for half in halves) >= ENOUGH:
+            first, second = (self._shaped(half.solve(ridge)) for half in halves)
+            matrix = agreed(matrix, first, second, self.transform.shape, fourier=self.transform.fourier)
+        matrix = matrix.contiguous()
         for channel, keeps in enumerate(self.conserved):
             if keeps:
-                mean_mode = [0] * len(self.transform.shape)
-                matrix[(slice(None), channel, slice(None), *mean_mode)] = 0
-                matrix[(slice(None), channel, channel, *mean_mode)] = 1
+                means = matrix[:, channel].flatten(2)  # a view, whose first mode is the mean
+                means[:, :, 0] = 0
+                means[:, channel, 0] = 1
         self.matrix.copy_(
             torch.stack([matrix.real, matrix.imag])
             if matrix.is_complex()
             else torch.stack([matrix, torch.zeros_like(matrix)])
         )
-        self.transform.float()
+
+    def _shaped(self, solution: Tensor) -> Tensor:
+        """(mode, channel, knot * read) as (knot, channel, read, *modes)."""
+        knots, channels, read = self.matrix.shape[1:4]
+        return solution.reshape(-1, channels, knots, read).permute(2, 1, 3, 0).reshape(*self.matrix.shape[1:])
+
+
+class _NormalEquations:
+    """Sums over pairs from which the least-squares matrix of every mode follows."""
+
+    def __init__(self) -> None:
+        self.gram: Tensor | float = 0.0
+        self.cross: Tensor | float = 0.0
+        self.pairs = 0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Takes pairs of modes in: x (pair, read, mode), y (pair, channel, mode)."""
+        self.gram = self.gram + torch.einsum("bik,bjk->kij", x, x.conj())
+        self.cross = self.cross + torch.einsum("bok,bik->koi", y, x.conj())
+        self.pairs += len(x)
+
+    def __add__(self, other: _NormalEquations) -> _NormalEquations:
+        both = _NormalEquations()
+        both.gram, both.cross = self.gram + other.gram, self.cross + other.cross
+        both.pairs = self.pairs + other.pairs
+        return both
+
+    def solve(self, ridge: float) -> Tensor:
+        """(mode, channel, read): M with M G = C, that is G^H M^H = C^H, G being Hermitian."""
+        assert isinstance(self.gram, Tensor)
+        assert isinstance(self.cross, Tensor)
+        energy = self.gram.diagonal(dim1=1, dim2=2).real.mean()
+        eye = torch.eye(self.gram.shape[-1], dtype=self.gram.dtype)
+        solution: Tensor = torch.linalg.solve(self.gram + ridge * energy * eye, self.cross.mH).mH
+        return solution

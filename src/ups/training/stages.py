@@ -165,6 +165,7 @@ def fit_pairs(train: TrajectorySet, rng: torch.Generator) -> FramePairs:
         chosen = torch.randperm(total, generator=rng)[:num]
     else:
         chosen = torch.randint(total, (num,), generator=rng)
+    chosen = chosen.sort().values  # by trajectory, so that the halves of a batch are of different ones
     trajectory = torch.searchsorted(ends, chosen, right=True)
     return FramePairs(train, trajectory, chosen - (ends - counts)[trajectory])
 

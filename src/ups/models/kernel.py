@@ -1,0 +1,67 @@
+"""What two halves of the data agree on: the spatial kernel of a propagator without the noise of its fit.
+
+Modes that are fitted each on its own have errors that know nothing of each other. Together they are a kernel of small
+random taps all over the domain: no local network can take back what it adds to every step, however long it trains. A
+true propagator of a short time has few taps that matter, and those come out alike from both halves of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+NEAR = 2  # taps on either side that are averaged over when signal and noise are told apart
+
+
+def agreed(whole: Tensor, first: Tensor, second: Tensor, shape: Sequence[int], *, fourier: bool) -> Tensor:
+    """The modes of `whole` (..., *modes), each tap of its kernel weighed by how well two fits to halves agree on it.
+
+    With S the product of the halves' taps and N a quarter of their squared difference, both averaged over near taps, a
+    tap keeps S / (S + N) of itself where S > 2 N (Wiener's weight, signal and noise being estimated from the halves),
+    and nothing elsewhere.
+
+    Args:
+        whole, first, second: fits to all pairs, and to either half of them.
+        shape: of the grid.
+        fourier: modes of a real FFT; cosine modes otherwise.
+    """
+    a, b = _taps(first, shape, fourier), _taps(second, shape, fourier)
+    signal, noise = _near(a * b, len(shape)), _near((a - b).square() / 4, len(shape))
+    keep = torch.where(signal > 2 * noise, signal / (signal + noise).clamp_min(torch.finfo(noise.dtype).tiny), 0.0)
+    return _modes(_taps(whole, shape, fourier) * keep, shape, fourier)
+
+
+def _taps(modes: Tensor, shape: Sequence[int], fourier: bool) -> Tensor:
+    """The kernel: over the grid for Fourier modes; over its even continuation, twice as long, for cosine modes."""
+    axes = tuple(range(-len(shape), 0))
+    if fourier:
+        taps: Tensor = torch.fft.irfftn(modes, s=tuple(shape), dim=axes)
+        return taps
+    for axis, size in zip(
+        axes, shape, strict=True
+    ):  # k = size, which has no cosine mode, is given the last one's value
+        mirrored = modes.narrow(axis, 1, size - 1).flip(axis)
+        modes = torch.cat([modes, modes.narrow(axis, size - 1, 1), mirrored], dim=axis)
+    even: Tensor = torch.fft.ifftn(modes, dim=axes).real
+    return even
+
+
+def _modes(taps: Tensor, shape: Sequence[int], fourier: bool) -> Tensor:
+    """The inverse of `_taps`."""
+    axes = tuple(range(-len(shape), 0))
+    if fourier:
+        waves: Tensor = torch.fft.rfftn(taps, dim=axes)
+        return waves
+    modes: Tensor = torch.fft.fftn(taps, dim=axes).real
+    for axis, size in zip(axes, shape, strict=True):
+        modes = modes.narrow(axis, 0, size)
+    return modes
+
+
+def _near(values: Tensor, axes: int) -> Tensor:
+    """Means over `NEAR` taps on either side along each of the last `axes` axes, which wrap."""
+    for axis in range(-axes, 0):
+        values = torch.stack([values.roll(shift, axis) for shift in range(-NEAR, NEAR + 1)]).mean(0)
+    return values
