@@ -132,7 +132,7 @@ def test_what_a_fit_to_noise_leaves_far_away_is_taken_out(periodic: bool, monkey
         found = propagator(impulse, torch.zeros(1, 0))
         near, far = found[..., 18:31], torch.cat([found[..., :14], found[..., 35:]], dim=-1)
         errors.append((far.norm(), (near - step(impulse.double()).float()[..., 18:31]).norm()))
-    assert errors[0][0] < 0.3 * errors[1][0]
+    assert errors[0][0] < 0.5 * errors[1][0]
     assert errors[0][1] < 1.2 * errors[1][1]
 
 

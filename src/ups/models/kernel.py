@@ -14,24 +14,34 @@ from torch import Tensor
 
 NEAR = {1: 6, 2: 2, 3: 1}
 """Taps on either side that are averaged over to tell signal from noise, by dimension: 13, 25 or 27 in all."""
+TRUST = 1.5  # a change of the modes this many times what the halves differ by is still one of noise
 
 
-def agreed(whole: Tensor, first: Tensor, second: Tensor, shape: Sequence[int], *, fourier: bool) -> Tensor:
-    """The modes of `whole` (..., *modes), each tap of its kernel weighed by how well two fits to halves agree on it.
+def agreed(
+    whole: Tensor, first: Tensor, second: Tensor, energy: Tensor, shape: Sequence[int], *, fourier: bool
+) -> Tensor:
+    """The modes of `whole` (knot, channel, read, *modes) without what is only noise of their fit.
 
-    With S the product of the halves' taps and N a quarter of their squared difference, both averaged over near taps, a
-    tap keeps S / (S + N) of itself where S > 2 N (Wiener's weight, signal and noise being estimated from the halves),
-    and nothing elsewhere.
+    Each tap of the kernel is weighed by how well two fits to halves of the data agree on it. With S the product of the
+    halves' taps and N a quarter of their squared difference, both averaged over near taps, a tap keeps S / (S + N) of
+    itself where S > 2 N (Wiener's weight, signal and noise being estimated from the halves), and nothing elsewhere. Of
+    the result those modes are taken that it changes no more than the halves differ, in energy and over near modes:
+    where a true kernel is so wide that its taps drown one by one, its modes stay as they were fitted.
 
     Args:
         whole, first, second: fits to all pairs, and to either half of them.
+        energy: of the modes that are read, (knot, read, *modes).
         shape: of the grid.
         fourier: modes of a real FFT; cosine modes otherwise.
     """
+    axes = len(shape)
     a, b = _taps(first, shape, fourier), _taps(second, shape, fourier)
-    signal, noise = _near(a * b, len(shape)), _near((a - b).square() / 4, len(shape))
+    signal, noise = _near(a * b, axes), _near((a - b).square() / 4, axes)
     keep = torch.where(signal > 2 * noise, signal / (signal + noise).clamp_min(torch.finfo(noise.dtype).tiny), 0.0)
-    return _modes(_taps(whole, shape, fourier) * keep, shape, fourier)
+    smooth = _modes(_taps(whole, shape, fourier) * keep, shape, fourier)
+    change = _near(((smooth - whole).abs().square() * energy[:, None]).sum(2), axes, wraps=False)
+    doubt = _near(((first - second).abs().square() / 4 * energy[:, None]).sum(2), axes, wraps=False)
+    return torch.where((change <= TRUST * doubt)[:, :, None], smooth, whole)
 
 
 def _taps(modes: Tensor, shape: Sequence[int], fourier: bool) -> Tensor:
@@ -61,9 +71,11 @@ def _modes(taps: Tensor, shape: Sequence[int], fourier: bool) -> Tensor:
     return modes
 
 
-def _near(values: Tensor, axes: int) -> Tensor:
-    """Means over `NEAR` taps on either side along each of the last `axes` axes, which wrap."""
-    shifts = range(-NEAR[axes], NEAR[axes] + 1)
+def _near(values: Tensor, axes: int, *, wraps: bool = True) -> Tensor:
+    """Means over `NEAR` neighbours on either side along each of the last `axes` axes; an end is repeated, or wraps."""
     for axis in range(-axes, 0):
-        values = torch.stack([values.roll(shift, axis) for shift in shifts]).mean(0)
+        place = torch.arange(values.shape[axis], device=values.device)
+        shifted = [place + shift for shift in range(-NEAR[axes], NEAR[axes] + 1)]
+        index = [at % len(place) if wraps else at.clamp(0, len(place) - 1) for at in shifted]
+        values = torch.stack([values.index_select(axis, one) for one in index]).mean(0)
     return values

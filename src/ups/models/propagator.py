@@ -197,7 +197,8 @@ class LinearPropagator(nn.Module):
         matrix = self._shaped(both.solve(ridge))
         if min(half.pairs for half in halves) >= ENOUGH:
             first, second = (self._shaped(half.solve(ridge)) for half in halves)
-            matrix = agreed(matrix, first, second, self.transform.shape, fourier=self.transform.fourier)
+            energy = self._energy(both.gram)
+            matrix = agreed(matrix, first, second, energy, self.transform.shape, fourier=self.transform.fourier)
         matrix = matrix.contiguous()
         for channel, keeps in enumerate(self.conserved):
             if keeps:
@@ -214,6 +215,12 @@ class LinearPropagator(nn.Module):
         """(mode, channel, knot * read) as (knot, channel, read, *modes)."""
         knots, channels, read = self.matrix.shape[1:4]
         return solution.reshape(-1, channels, knots, read).permute(2, 1, 3, 0).reshape(*self.matrix.shape[1:])
+
+    def _energy(self, gram: Tensor | float) -> Tensor:
+        """(mode, knot * read, knot * read) to the energy of what is read, (knot, read, *modes)."""
+        assert isinstance(gram, Tensor)
+        knots, _, read = self.matrix.shape[1:4]
+        return gram.diagonal(dim1=1, dim2=2).real.T.reshape(knots, read, *self.transform.mode_shape)
 
 
 class _NormalEquations:
