@@ -273,6 +273,15 @@ def test_pairs_to_fit_of_a_large_set_are_drawn_from_all_of_it(monkeypatch: pytes
         fit_pairs(make_train([1, 1], [0.1, 0.1]), torch.Generator())
 
 
+def test_halves_of_every_batch_are_of_different_trajectories(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ups.training.stages.FIT_BATCH", 8)
+    pairs = fit_pairs(make_train([6, 6, 6, 6], [0.1, 0.2, 0.3, 0.4]), torch.Generator().manual_seed(0))
+    for trajectory in pairs.trajectory.split(8):
+        middle = len(trajectory) // 2
+        assert not set(trajectory[:middle].tolist()) & set(trajectory[middle:].tolist())
+    assert len(pairs.trajectory) == 20
+
+
 def test_a_task_knows_the_range_of_its_parameters() -> None:
     train = make_train([3, 3, 3], [0.02, 0.01, 0.04])
     spec = describe_task(make_settings(), train, compute_statistics(train))

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from ups.config.learning import OptimizerSettings
@@ -165,9 +166,23 @@ def fit_pairs(train: TrajectorySet, rng: torch.Generator) -> FramePairs:
         chosen = torch.randperm(total, generator=rng)[:num]
     else:
         chosen = torch.randint(total, (num,), generator=rng)
-    chosen = chosen.sort().values  # by trajectory, so that the halves of a batch are of different ones
     trajectory = torch.searchsorted(ends, chosen, right=True)
+    order = halved(trajectory)
+    chosen, trajectory = chosen[order], trajectory[order]
     return FramePairs(train, trajectory, chosen - (ends - counts)[trajectory])
+
+
+def halved(trajectory: Int64[Tensor, " pair"]) -> Int64[Tensor, " pair"]:
+    """An order of pairs in which the first half of every batch is of even trajectories, the second of odd ones.
+
+    Neighbouring trajectories are alike (of one file and its parameters), so that the halves are too, but independent.
+    """
+    order = trajectory.argsort(stable=True)
+    even, odd = (order[trajectory[order] % 2 == parity] for parity in (0, 1))
+    parts, half = [], FIT_BATCH // 2
+    for low in range(0, max(len(even), len(odd)), half):
+        parts += [even[low : low + half], odd[low : low + half]]
+    return torch.cat(parts)
 
 
 def build_augments(settings: Settings, sets: Mapping[str, TrajectorySet]) -> dict[str, Augment]:
