@@ -322,12 +322,11 @@ def test_records_say_how_fast_and_how_far(tmp_path: Path) -> None:
     assert first["epochs_since_improvement"] == 0.8
 
 
-def test_settings_choose_precision_by_device() -> None:
-    auto = LoopSettings.of(TrainingSettings(), patience=None, device=CPU)
-    assert auto.amp is None
-    assert LoopSettings.of(TrainingSettings(), patience=3, device=torch.device("cuda")).amp is torch.bfloat16
+def test_precision_is_full_unless_asked_otherwise() -> None:
+    assert LoopSettings.of(TrainingSettings(), patience=3).amp is None
+    assert LoopSettings.of(TrainingSettings(amp=True), patience=3).amp is torch.bfloat16
     half = TrainingSettings(amp=True, amp_dtype="float16")
-    assert LoopSettings.of(half, patience=None, device=CPU).amp is torch.float16
+    assert LoopSettings.of(half, patience=None).amp is torch.float16
 
 
 def test_resumes_on_real_windows_whose_horizon_changes_within_an_epoch(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def _try_batch(workspace: Workspace, name: str, objective: Objective, batch_size
         loader.set_horizon(objective.plan(0, 1.0))
         batch, steps_per_epoch = next(iter(loader)).to(workspace.device), loader.steps_per_epoch
     rng = torch.Generator(workspace.device).manual_seed(0)
-    amp = LoopSettings.of(workspace.settings.training, patience=None, device=workspace.device).amp
+    amp = LoopSettings.of(workspace.settings.training, patience=None).amp
     seconds = 0.0
     for _ in range(2):
         began = time.perf_counter()

@@ -227,7 +227,7 @@ def run_plan(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
             optimizer=build_optimizer(module, plan.optimizer),
             schedule=build_schedule(plan.optimizer.scheduler),
             ema=build_ema(module, training.ema_decay),
-            settings=LoopSettings.of(training, patience=plan.patience, device=workspace.device),
+            settings=LoopSettings.of(training, patience=plan.patience),
             validate=plan.validate,
             checkpoints=store,
             monitor=monitor,

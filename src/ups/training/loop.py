@@ -96,9 +96,9 @@ class LoopSettings:
     clock: Literal["wall", "process"] = "wall"
 
     @classmethod
-    def of(cls, training: TrainingSettings, *, patience: int | None, device: torch.device) -> LoopSettings:
-        """The part of the settings that concerns the loop; `amp: auto` is on for GPUs alone."""
-        use_amp = device.type == "cuda" if training.amp == "auto" else training.amp
+    def of(cls, training: TrainingSettings, *, patience: int | None) -> LoopSettings:
+        """The part of the settings that concerns the loop; `amp: auto` is off, for accuracy's sake."""
+        use_amp = training.amp is True
         return cls(
             accum_steps=training.accum_steps,
             grad_clip=training.grad_clip,
