@@ -147,7 +147,8 @@ def train(
     elif recipe is not None:
         assert isinstance(emulator, StepEmulator)
         batch_size = recipe.batch_size or workspace.batch_size("operator")
-        train_emulator(workspace, emulator, fitted, recipe.optimizer, Budget("seconds", left), batch_size)
+        budget = Budget("seconds", left)
+        train_emulator(workspace, emulator, fitted, recipe.optimizer, budget, batch_size, focused=model.structural)
         step = f"baselines-{emulator.name}"
     notes = workspace.records.records.get(step, {}) if step else {}
     return emulator.eval(), {

@@ -24,7 +24,8 @@ class Model:
         kind: `stack` is built from settings, `network` from a recipe, `fixed` is not trained.
         settings: overrides of the stack's settings.
         architecture: of a network: `fno`, `unet`, or an external one.
-        structural: whether a network gets the stack's structural parts: linear base, the equation's form, moving frame.
+        structural: whether a network gets the stack's structural parts: linear base, the equation's form, moving frame;
+            its windows are then drawn as the stack's are, too.
         axes: dimensions it is there for.
     """
 

@@ -158,7 +158,7 @@ class Report:
             "At 200 seconds": self.main(),
             "By seconds of training": self.curve() + "\n![nrmse against seconds](accuracy.png)\n",
             "With few trajectories": self.low_data(),
-            "Peers with our structural parts (`+`: linear base, the equation's form, moving frame)": self.structural(),
+            "Peers with our parts (`+`: linear base, equation's form, moving frame, focus)": self.structural(),
             "External peers": self.external(),
             "Several parameters in one model": self.parameters(),
             "On a GPU": self.others(lambda cell: cell.device == "cuda"),

@@ -173,16 +173,19 @@ def train_emulator(
     optimizer: OptimizerSettings,
     budget: Budget,
     batch_size: int,
+    *,
+    focused: bool = False,
 ) -> Emulator:
     """Trains an emulator other than the simulator one step ahead, unless its record says that it is done.
 
     Args:
         emulator: on the workspace's device; what it has in closed form is fitted.
         before: key of what training starts from.
+        focused: draw windows as the simulator's training does (`training.focus`), rather than evenly.
     """
     settings, step = workspace.settings, f"baselines-{emulator.name}"
     training = resolved(settings)["training"]
-    key = digest(before, step, budget.amount, training, optimizer.model_dump(mode="json"))
+    key = digest(before, step, budget.amount, training, optimizer.model_dump(mode="json"), focused)
     folder = workspace.run_dir / "baselines" / emulator.name / "model"
     if workspace.records.done(step, key, folder):
         return load_model(folder, workspace.device)
@@ -196,6 +199,7 @@ def train_emulator(
         patience=None,
         validate=validation_of(workspace, step, emulator),
         key=key,
+        focus=find_focus(workspace, emulator) if focused else None,
     )
     run_plan(workspace, plan, folder)
     return emulator.eval()
