@@ -14,7 +14,7 @@ from torch import Tensor
 
 NEAR = {1: 6, 2: 2, 3: 1}
 """Taps on either side that are averaged over to tell signal from noise, by dimension: 13, 25 or 27 in all."""
-TRUST = 1.5  # a change of the modes this many times what the halves differ by is still one of noise
+TRUST = 4.0  # a change of modes of up to twice the size of what the halves differ by is still one of noise
 
 
 def agreed(
