@@ -252,7 +252,9 @@ def test_what_cannot_be_cut_is_an_error(sets: dict[str, TrajectorySet]) -> None:
     with pytest.raises(DataError, match="seed 0, not 1"):
         WindowLoader(sets, 4, 1, 1, seed=1).load_state_dict(loader.state_dict())
     with pytest.raises(DataError, match="no batch 999"):
-        loader.load_state_dict({"epoch": 0, "position": 999, "horizon": 1, "seed": 0})
+        loader.load_state_dict({**loader.state_dict(), "position": 999})
+    with pytest.raises(DataError, match="another version of ups"):
+        loader.load_state_dict({"epoch": 0, "position": 0, "horizon": 1, "seed": 0})
 
 
 def test_weighted_windows_come_as_often_as_their_first_frame_weighs(sets: dict[str, TrajectorySet]) -> None:
@@ -276,7 +278,7 @@ def test_weighted_windows_resume_and_differ_between_epochs(sets: dict[str, Traje
     first, second = epoch_of(whole), epoch_of(whole)
     assert served(first) != served(second)
     resumed = WindowLoader(sets, 4, 1, 1, seed=0, weights=weights)
-    resumed.load_state_dict({"epoch": 1, "position": 2, "horizon": 1, "seed": 0})
+    resumed.load_state_dict({**resumed.state_dict(), "epoch": 1, "position": 2})
     for again, batch in zip(resumed, second[2:], strict=False):
         assert torch.equal(again.frames, batch.frames)
         break

@@ -32,6 +32,13 @@ def test_following_undoes_leaving(spec):
     torch.testing.assert_close(frame.follow(frame.leave(still[:, 0], mean), mean), still[:, 0], atol=1e-5, rtol=0)
 
 
+def test_white_noise_survives_the_way_there_and_back(spec):
+    """The Nyquist mode of an even grid has no phase that could be turned: it must not lose height either."""
+    frame, u = MovingFrame(spec), torch.randn(5, 1, 64)
+    still, mean = frame.enter(u[:, None])
+    torch.testing.assert_close(frame.follow(frame.leave(still[:, 0], mean), mean), still[:, 0], atol=1e-4, rtol=0)
+
+
 def test_a_travelling_wave_stands_still(spec):
     frame, u = MovingFrame(spec), waves(5, 64, 0.8)
     cells = (0.8 * 1.7 + 0.3) * 0.05 * 64

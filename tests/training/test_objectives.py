@@ -282,6 +282,13 @@ def test_halves_of_every_batch_are_of_different_trajectories(monkeypatch: pytest
     assert len(pairs.trajectory) == 20
 
 
+def test_no_pair_is_lost_where_trajectories_are_unequal() -> None:
+    pairs = fit_pairs(make_train([9, 2, 4], [0.1, 0.2, 0.3]), torch.Generator().manual_seed(0))
+    assert sorted(zip(pairs.trajectory.tolist(), pairs.start.tolist(), strict=True)) == [
+        *((0, start) for start in range(8)), (1, 0), *((2, start) for start in range(3))
+    ]  # fmt: skip
+
+
 def test_a_task_knows_the_range_of_its_parameters() -> None:
     train = make_train([3, 3, 3], [0.02, 0.01, 0.04])
     spec = describe_task(make_settings(), train, compute_statistics(train))

@@ -165,9 +165,11 @@ class WindowLoader:
         """
         if state["seed"] != self.seed:
             raise DataError(f"the batches were drawn from seed {state['seed']}, not {self.seed}; resume with that")
-        self.set_weights(state["weights"])
+        if "weights" not in state:
+            raise DataError("the state of the batches is of another version of ups; train anew")
         if not 0 <= state["position"] < len(self._plan(state["epoch"], state["horizon"]).batches):
             raise DataError(f"there is no batch {state['position']} in this data; resume with the data trained on")
+        self.set_weights(state["weights"])
         self.epoch, self._position, self.horizon = state["epoch"], state["position"], state["horizon"]
 
     def __enter__(self) -> WindowLoader:

@@ -226,6 +226,9 @@ class NetworkEmulator(StepEmulator):
         moving_frame: bool = False,
     ) -> None:
         super().__init__(tasks, base=base, form=form, moving_frame=moving_frame)
+        self.parts = {"base": base, "form": form, "moving_frame": moving_frame}
+        plain = {"base": "persistence", "form": "increment", "moving_frame": False}
+        self.custom = make is not None or self.parts != plain
         self.name, make = name, make or NETWORKS[name]
         self.networks = nn.ModuleDict(
             {

@@ -3,7 +3,7 @@
 If u(x, t) solves u_t + u u_x = L u with constant coefficients, so does u(x + c t, t) - c. Where the mean c of u is
 conserved, the whole motion at c can therefore be taken out before a step and put back after it, and what is left to
 learn is the same for every c. On a periodic grid the shift by c dt is a turn of Fourier phases: exact for the
-trigonometric interpolant, and it leaves the integral unchanged.
+trigonometric interpolant (but for the Nyquist mode, which moves by whole cells), and it leaves the integral unchanged.
 """
 
 from __future__ import annotations
@@ -59,7 +59,12 @@ class MovingFrame(nn.Module):
     def _shift(u: Float[Tensor, "batch 1 x"], cells: Float[Tensor, "batch 1 1"]) -> Float[Tensor, "batch 1 x"]:
         """u(x - cells): the trigonometric interpolant, moved."""
         size = u.shape[-1]
+        cells = torch.remainder(cells, size)  # small angles are exact ones
         waves = torch.arange(size // 2 + 1, device=u.device, dtype=u.dtype) * (2 * math.pi / size)
-        phase = torch.polar(torch.ones_like(cells * waves), -(cells * waves))
+        angles = -(cells * waves)
+        if size % 2 == 0:
+            # The Nyquist mode has no phase to turn, but a sign: it moves by the nearest whole number of cells.
+            angles = torch.where(waves < math.pi - 1e-6, angles, -math.pi * cells.round())
+        phase = torch.polar(torch.ones_like(angles), angles)
         shifted: Tensor = torch.fft.irfft(torch.fft.rfft(u) * phase, n=size)
         return shifted

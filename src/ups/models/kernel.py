@@ -18,9 +18,9 @@ TRUST = 4.0  # a change of modes of up to twice the size of what the halves diff
 
 
 def agreed(
-    whole: Tensor, first: Tensor, second: Tensor, energy: Tensor, shape: Sequence[int], *, fourier: bool
+    whole: Tensor, first: Tensor, second: Tensor, energy: Tensor, *, shape: Sequence[int], fourier: bool
 ) -> Tensor:
-    """The modes of `whole` (knot, channel, read, *modes) without what is only noise of their fit.
+    """The modes of `whole` (channel, read, *modes) without what is only noise of their fit.
 
     Each tap of the kernel is weighed by how well two fits to halves of the data agree on it. With S the product of the
     halves' taps and N a quarter of their squared difference, both averaged over near taps, a tap keeps S / (S + N) of
@@ -30,18 +30,20 @@ def agreed(
 
     Args:
         whole, first, second: fits to all pairs, and to either half of them.
-        energy: of the modes that are read, (knot, read, *modes).
+        energy: of the modes that are read, (read, *modes).
         shape: of the grid.
         fourier: modes of a real FFT; cosine modes otherwise.
     """
     axes = len(shape)
     a, b = _taps(first, shape, fourier), _taps(second, shape, fourier)
-    signal, noise = _near(a * b, axes), _near((a - b).square() / 4, axes)
+    wraps = [True] * axes
+    signal, noise = _near(a * b, axes, wraps), _near((a - b).square() / 4, axes, wraps)
     keep = torch.where(signal > 2 * noise, signal / (signal + noise).clamp_min(torch.finfo(noise.dtype).tiny), 0.0)
     smooth = _modes(_taps(whole, shape, fourier) * keep, shape, fourier)
-    change = _near(((smooth - whole).abs().square() * energy[:, None]).sum(2), axes, wraps=False)
-    doubt = _near(((first - second).abs().square() / 4 * energy[:, None]).sum(2), axes, wraps=False)
-    return torch.where((change <= TRUST * doubt)[:, :, None], smooth, whole)
+    wraps = [fourier] * (axes - 1) + [False]  # a full axis of Fourier modes does; half an axis and cosine modes do not
+    change = _near(((smooth - whole).abs().square() * energy).sum(1), axes, wraps)
+    doubt = _near(((first - second).abs().square() / 4 * energy).sum(1), axes, wraps)
+    return torch.where((change <= TRUST * doubt)[:, None], smooth, whole)
 
 
 def _taps(modes: Tensor, shape: Sequence[int], fourier: bool) -> Tensor:
@@ -71,11 +73,12 @@ def _modes(taps: Tensor, shape: Sequence[int], fourier: bool) -> Tensor:
     return modes
 
 
-def _near(values: Tensor, axes: int, *, wraps: bool = True) -> Tensor:
-    """Means over `NEAR` neighbours on either side along each of the last `axes` axes; an end is repeated, or wraps."""
-    for axis in range(-axes, 0):
-        place = torch.arange(values.shape[axis], device=values.device)
+def _near(values: Tensor, axes: int, wraps: Sequence[bool]) -> Tensor:
+    """Means over `NEAR` neighbours on either side along each of the last `axes` axes; an end wraps, or is mirrored."""
+    for axis, round_it in zip(range(-axes, 0), wraps, strict=True):
+        size = values.shape[axis]
+        place = torch.arange(size, device=values.device)
         shifted = [place + shift for shift in range(-NEAR[axes], NEAR[axes] + 1)]
-        index = [at % len(place) if wraps else at.clamp(0, len(place) - 1) for at in shifted]
+        index = [at % size if round_it else ((size - 1) - (at.abs() - (size - 1)).abs()).clamp(min=0) for at in shifted]
         values = torch.stack([values.index_select(axis, one) for one in index]).mean(0)
     return values

@@ -5,10 +5,11 @@ no-flux Laplacian); in both every mode k is advanced by its own small matrix ove
 
     u_{t+dt}(k) = sum_j w_j(params) M_j(k) u_t(k),
 
-where the weights w_j >= 0 blend the matrices of a few knots among the parameters of the training data and sum to one:
-one propagator serves all values, and between two knots no mode grows faster than at one of them (a polynomial in the
-parameters would, where the data hold little of a mode). Fields that do not change but act on the others (a forcing) are
-read beside u_t; their matrices have columns only.
+where the weights w_j >= 0 blend the matrices of a few knots among the parameters of the training data and sum to one.
+Each knot's matrix is the best for the pairs near it, weighted by w_j: a mode of a single field grows by no more than it
+does in the data there (a polynomial in the parameters, fitted to all at once, makes it grow where the data hold little
+of it). Fields that do not change but act on the others (a forcing) are read beside u_t; their matrices have columns
+only.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from ups.models.kernel import agreed
 
-KNOTS = 8  # among the parameters of the training data, at most
+KNOTS = 16  # among the parameters of the training data, at most
 ENOUGH = 8  # pairs in either half of the data from which on the halves are compared
 FAR = 1e6  # standardised units: where knots lie that are not used
 
@@ -78,12 +79,13 @@ class Blend(nn.Module):
     """Weights of a few knots in the space of the parameters, from none below zero, summing to one.
 
     Where one parameter varies they are piecewise linear in it, constant beyond the first and last knot; where several
-    do, normalised Gaussians of the distance.
+    do, normalised Gaussians of the distance, half as wide as knots are apart.
 
     Args:
         varying: which columns of the (standardised) parameters vary; without any there is a single knot.
     """
 
+    columns: Tensor
     knots: Tensor
     width: Tensor
 
@@ -93,18 +95,19 @@ class Blend(nn.Module):
         knots = FAR + torch.arange(self.num, dtype=torch.float32)[:, None].expand(self.num, len(varying))
         knots = knots.clone()
         knots[0] = 0.0
+        self.register_buffer("columns", torch.tensor(self.varying, dtype=torch.long), persistent=False)
         self.register_buffer("knots", knots)
         self.register_buffer("width", torch.ones(()))
 
     def forward(self, params: Float[Tensor, "batch parameter"]) -> Float[Tensor, "batch knot"]:
         if not self.varying:
             return params.new_ones(len(params), 1)
-        knots, place = self.knots.to(params.dtype), params[:, list(self.varying)]
+        knots, place = self.knots.to(params.dtype), params.index_select(1, self.columns)
         if len(self.varying) > 1:
             return torch.softmax(-(place[:, None] - knots).square().sum(-1) / self.width.to(params.dtype) ** 2, dim=1)
         line = knots[:, 0]
-        last = (line < FAR).sum() - 1
-        x = place[:, 0].clamp(line[0], line[last])
+        last = torch.where(line < FAR, line, line[:1]).amax()  # knots ascend, those that are not used beyond FAR
+        x = torch.minimum(torch.maximum(place[:, 0], line[0]), last)
         upper = torch.searchsorted(line, x.contiguous()).clamp(1, self.num - 1)
         share = (x - line[upper - 1]) / (line[upper] - line[upper - 1])
         weights = params.new_zeros(len(params), self.num)
@@ -124,7 +127,7 @@ class Blend(nn.Module):
         self.knots[: len(knots)] = knots
         if len(knots) > 1:
             gaps = torch.cdist(knots, knots) + torch.diag(torch.full((len(knots),), torch.inf))
-            self.width.copy_(gaps.amin(1).median())
+            self.width.copy_(0.5 * gaps.amin(1).median())
 
 
 class LinearPropagator(nn.Module):
@@ -182,72 +185,84 @@ class LinearPropagator(nn.Module):
                 (batch, parameter) standardised.
             ridge: Tikhonov weight relative to the mean energy of all modes; unexcited modes stay at zero gain.
         """
-        halves = [_NormalEquations(), _NormalEquations()]
+        halves = [[_NormalEquations() for _ in range(self.blend.num)] for _ in range(2)]
         transform = self.transform.double()
         for before, after, params in pairs:
-            x, y, weights = transform(before.double()), transform(after.double()), self.blend(params.double())
-            x = torch.einsum("bf,bi...->bfi...", weights.to(x.dtype), x).flatten(1, 2).flatten(2)
-            middle = len(x) // 2
+            x, y = transform(before.double()).flatten(2), transform(after.double()).flatten(2)
+            weights, middle = self.blend(params.double()), len(x) // 2
             for half, part in zip(halves, (slice(middle), slice(middle, None)), strict=True):
-                half.add(x[part], y[part].flatten(2))
+                for knot, equations in enumerate(half):
+                    equations.add(x[part], y[part], weights[part, knot])
         self.transform.float()
-        if not halves[1].pairs:
+        both = [first + second for first, second in zip(*halves, strict=True)]
+        if not any(one.weight for one in both):
             raise ValueError("a linear propagator needs at least one pair of frames")
-        both = halves[0] + halves[1]
-        matrix = self._shaped(both.solve(ridge))
-        if min(half.pairs for half in halves) >= ENOUGH:
-            first, second = (self._shaped(half.solve(ridge)) for half in halves)
-            energy = self._energy(both.gram)
-            matrix = agreed(matrix, first, second, energy, self.transform.shape, fourier=self.transform.fourier)
+        for knot, (whole, first, second) in enumerate(zip(both, *halves, strict=True)):
+            if whole.weight:
+                self._keep(knot, self._solve(whole, first, second, ridge))
+
+    def _solve(
+        self, whole: _NormalEquations, first: _NormalEquations, second: _NormalEquations, ridge: float
+    ) -> Tensor:
+        """(channel, read, *modes): the matrices of a knot, without the noise that its halves tell."""
+        shape = self.matrix.shape[2:]
+        matrix = whole.solve(ridge).movedim(0, -1).reshape(shape)
+        if min(first.weight, second.weight) < ENOUGH:
+            return matrix
+        one, other = (half.solve(ridge).movedim(0, -1).reshape(shape) for half in (first, second))
+        energy = whole.energy().reshape(shape[1:])
+        return agreed(matrix, one, other, energy, shape=self.transform.shape, fourier=self.transform.fourier)
+
+    def _keep(self, knot: int, matrix: Tensor) -> None:
+        """Stores the matrices of a knot; the mean of a conserved field goes on unchanged."""
         matrix = matrix.contiguous()
         for channel, keeps in enumerate(self.conserved):
             if keeps:
-                means = matrix[:, channel].flatten(2)  # a view, whose first mode is the mean
-                means[:, :, 0] = 0
-                means[:, channel, 0] = 1
-        self.matrix.copy_(
-            torch.stack([matrix.real, matrix.imag])
-            if matrix.is_complex()
-            else torch.stack([matrix, torch.zeros_like(matrix)])
-        )
-
-    def _shaped(self, solution: Tensor) -> Tensor:
-        """(mode, channel, knot * read) as (knot, channel, read, *modes)."""
-        knots, channels, read = self.matrix.shape[1:4]
-        return solution.reshape(-1, channels, knots, read).permute(2, 1, 3, 0).reshape(*self.matrix.shape[1:])
-
-    def _energy(self, gram: Tensor | float) -> Tensor:
-        """(mode, knot * read, knot * read) to the energy of what is read, (knot, read, *modes)."""
-        assert isinstance(gram, Tensor)
-        knots, _, read = self.matrix.shape[1:4]
-        return gram.diagonal(dim1=1, dim2=2).real.T.reshape(knots, read, *self.transform.mode_shape)
+                means = matrix[channel].flatten(1)  # a view, whose first mode is the mean
+                means[:, 0] = 0
+                means[channel, 0] = 1
+        self.matrix[0, knot] = matrix.real.to(self.matrix.dtype)
+        self.matrix[1, knot] = matrix.imag.to(self.matrix.dtype) if matrix.is_complex() else 0.0
 
 
 class _NormalEquations:
-    """Sums over pairs from which the least-squares matrix of every mode follows."""
+    """Weighted sums over pairs from which the least-squares matrix of every mode follows."""
 
     def __init__(self) -> None:
-        self.gram: Tensor | float = 0.0
-        self.cross: Tensor | float = 0.0
-        self.pairs = 0
+        self.gram: Tensor | None = None
+        self.cross: Tensor | None = None
+        self.weight = 0.0
 
-    def add(self, x: Tensor, y: Tensor) -> None:
+    def add(self, x: Tensor, y: Tensor, weights: Float[Tensor, " pair"]) -> None:
         """Takes pairs of modes in: x (pair, read, mode), y (pair, channel, mode)."""
-        self.gram = self.gram + torch.einsum("bik,bjk->kij", x, x.conj())
-        self.cross = self.cross + torch.einsum("bok,bik->koi", y, x.conj())
-        self.pairs += len(x)
+        chosen = weights.nonzero().flatten()
+        if not len(chosen):
+            return
+        x, y, weights = x[chosen], y[chosen], weights[chosen]
+        weighted = x.conj() * weights[:, None, None]
+        gram, cross = torch.einsum("bik,bjk->kij", x, weighted), torch.einsum("bok,bik->koi", y, weighted)
+        self.gram = gram if self.gram is None else self.gram + gram
+        self.cross = cross if self.cross is None else self.cross + cross
+        self.weight += float(weights.sum())
 
     def __add__(self, other: _NormalEquations) -> _NormalEquations:
         both = _NormalEquations()
-        both.gram, both.cross = self.gram + other.gram, self.cross + other.cross
-        both.pairs = self.pairs + other.pairs
+        both.weight = self.weight + other.weight
+        both.gram = self.gram if other.gram is None else other.gram if self.gram is None else self.gram + other.gram
+        both.cross = (
+            self.cross if other.cross is None else other.cross if self.cross is None else self.cross + other.cross
+        )
         return both
+
+    def energy(self) -> Float[Tensor, "read mode"]:
+        """Of what is read, mode by mode."""
+        assert self.gram is not None
+        return self.gram.diagonal(dim1=1, dim2=2).real.T
 
     def solve(self, ridge: float) -> Tensor:
         """(mode, channel, read): M with M G = C, that is G^H M^H = C^H, G being Hermitian."""
-        assert isinstance(self.gram, Tensor)
-        assert isinstance(self.cross, Tensor)
-        energy = self.gram.diagonal(dim1=1, dim2=2).real.mean()
+        assert self.gram is not None
+        assert self.cross is not None
         eye = torch.eye(self.gram.shape[-1], dtype=self.gram.dtype)
-        solution: Tensor = torch.linalg.solve(self.gram + ridge * energy * eye, self.cross.mH).mH
+        solution: Tensor = torch.linalg.solve(self.gram + ridge * self.energy().mean() * eye, self.cross.mH).mH
         return solution

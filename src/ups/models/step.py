@@ -281,6 +281,7 @@ class StepEmulator(Emulator):
                 yield (*physics.seen_by_step(normalizer(before), normalizer(after)), normalizer.params(params))
 
         if physics.base is not None:
-            physics.base.choose_knots(torch.cat([params for _, _, params in hats()]))
+            if physics.base.blend.varying:
+                physics.base.choose_knots(torch.cat([normalizer.params(params) for _, _, params in pairs]))
             physics.base.fit((physics.with_static(before), after, params) for before, after, params in hats())
         physics.rest.fit(after - physics.advance_base(before, params) for before, after, params in hats())

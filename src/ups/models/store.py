@@ -14,20 +14,22 @@ from safetensors.torch import load_file, save
 
 from ups.errors import CheckpointError
 from ups.files import write_whole
-from ups.models.baselines import make_baseline
+from ups.models.baselines import NetworkEmulator, make_baseline
 from ups.models.emulator import Emulator, TaskSpec
 from ups.models.simulator import Architecture, Simulator
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+CUSTOM = " (custom)"  # mark of a network whose sizes and parts are not those of the package's baselines
 Plain = TypeVar("Plain", TaskSpec, Architecture)
 
 
 def save_model(emulator: Emulator, folder: Path) -> None:
     """Writes an emulator into `folder`, made if missing; each file appears whole or not at all."""
+    custom = isinstance(emulator, NetworkEmulator) and emulator.custom
     config: dict[str, Any] = {
         "format": FORMAT,
-        "kind": emulator.name,
+        "kind": f"{emulator.name}{CUSTOM}" if custom else emulator.name,
         "tasks": {task: asdict(spec) for task, spec in emulator.tasks.items()},
     }
     if isinstance(emulator, Simulator):
@@ -35,6 +37,18 @@ def save_model(emulator: Emulator, folder: Path) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in emulator.state_dict().items()}
     write_whole(folder / WEIGHTS, save(tensors))
     write_whole(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def load_weights(emulator: Emulator, folder: Path) -> None:
+    """Reads the weights that `save_model` wrote of an emulator like this one into it.
+
+    Raises:
+        CheckpointError: there are none, or they are another emulator's.
+    """
+    try:
+        emulator.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS} does not hold the weights of this model: {error}") from error
 
 
 def load_model(folder: Path, device: torch.device | None = None) -> Emulator:
@@ -74,6 +88,8 @@ def make_emulator(config: Mapping[str, Any]) -> Emulator:
     tasks = {task: from_json(TaskSpec, spec) for task, spec in config["tasks"].items()}
     if config["kind"] == Simulator.name:
         return Simulator(tasks, from_json(Architecture, config["architecture"]))
+    if str(config["kind"]).endswith(CUSTOM):
+        raise CheckpointError(f"a model of kind '{config['kind']}' can only be loaded by the program that built it")
     return make_baseline(config["kind"], tasks)
 
 

@@ -19,11 +19,11 @@ from ups.config.schema import Settings, StageName
 from ups.data.windows import WindowLoader
 from ups.errors import DataError
 from ups.evaluation.validate import validation_nrmse, validation_reconstruction
-from ups.models.baselines import make_baseline
+from ups.models.baselines import NetworkEmulator, make_baseline
 from ups.models.emulator import Emulator
 from ups.models.simulator import Simulator
 from ups.models.step import StepEmulator
-from ups.models.store import load_model, save_model
+from ups.models.store import load_model, load_weights, save_model
 from ups.pipeline.records import digest
 from ups.pipeline.workspace import Workspace
 from ups.runtime import seed_everything
@@ -185,10 +185,15 @@ def train_emulator(
     """
     settings, step = workspace.settings, f"baselines-{emulator.name}"
     training = resolved(settings)["training"]
-    key = digest(before, step, budget.amount, training, optimizer.model_dump(mode="json"), focused)
+    if not focused:
+        training.pop("focus")
+    shapes = {name: tuple(value.shape) for name, value in emulator.state_dict().items()}
+    parts = emulator.parts if isinstance(emulator, NetworkEmulator) else {}
+    key = digest(before, step, budget.amount, training, optimizer.model_dump(mode="json"), shapes, parts)
     folder = workspace.run_dir / "baselines" / emulator.name / "model"
     if workspace.records.done(step, key, folder):
-        return load_model(folder, workspace.device)
+        load_weights(emulator, folder)
+        return emulator.eval()
     plan = Plan(
         name=step,
         emulator=emulator,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -25,6 +26,23 @@ PROBE_VALUES = 2**19  # grid values of a task's probes, at most, but one window 
 BATCH = 32
 
 StepError = Callable[[str, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Probes:
+    """Windows of one task that are measured again and again; an error that is not finite counts as the largest is.
+
+    Args:
+        frames: context and the frame after it, physical, (probe, time, channel, *grid).
+        params: of each.
+        place: of each in time, ascending from 0.
+        starts: first frames that windows of the task have.
+    """
+
+    frames: Tensor
+    params: Tensor
+    place: Tensor
+    starts: int
 
 
 class Focus:
@@ -51,23 +69,28 @@ class Focus:
         rng = torch.Generator().manual_seed(seed)
         self.probes = {task: self._choose(task, rng) for task in sets}
 
-    def _choose(self, task: str, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Trajectory, first frame and place of the probes."""
+    def _choose(self, task: str, rng: torch.Generator) -> Probes | None:
+        """The same trajectories at every place, as far as they reach; None where no window fits."""
         train, spec = self.sets[task], self.emulator.tasks[task]
-        starts = max(int(train.lengths.max()) - spec.context, 1)
+        reach = train.lengths - spec.context  # first frames a window may have
+        starts = int(reach.max())
+        if starts < 1:
+            return None
         places = min(starts, PLACES)
         values = len(spec.fields) * math.prod(spec.lattice)
         each = max(1, min(PROBES, PROBE_VALUES // (values * places)))
+        turn = torch.randperm(train.num, generator=rng)
         trajectory, start, place = [], [], []
         for number in range(places):
             low, high = starts * number // places, starts * (number + 1) // places
-            able = (train.lengths - spec.context > low).nonzero().flatten()
-            chosen = able[torch.randperm(len(able), generator=rng)[:each]]
-            ends = (train.lengths[chosen] - spec.context).clamp(max=high)
+            chosen = turn[reach[turn] > low][:each]
+            ends = reach[chosen].clamp(max=high)
             trajectory.append(chosen)
             start.append(low + (torch.rand(len(chosen), generator=rng) * (ends - low)).long())
             place.append(torch.full((len(chosen),), number))
-        return torch.cat(trajectory), torch.cat(start), torch.cat(place)
+        which = torch.cat(trajectory)
+        frames = train.gather(which, torch.cat(start), spec.context + 1)
+        return Probes(frames, train.params[which], torch.cat(place), starts)
 
     def by_base(self) -> dict[str, Float[Tensor, " start"]]:
         """Weights before anything is learned: the error is all that the base leaves over."""
@@ -82,18 +105,22 @@ class Focus:
     @torch.no_grad()
     def _weigh(self, error_of: StepError) -> dict[str, Tensor]:
         found = {}
-        for task, (trajectory, start, place) in self.probes.items():
-            train, length = self.sets[task], self.emulator.tasks[task].context + 1
-            errors = []
-            for which, first in zip(trajectory.split(BATCH), start.split(BATCH), strict=True):
-                frames = train.gather(which, first, length).to(self.device)
-                errors.append(error_of(task, frames, train.params[which].to(self.device)).cpu().double())
-            starts = max(int(train.lengths.max()) - length + 1, 1)
-            places = int(place.max()) + 1
-            total = torch.zeros(places, dtype=torch.float64).index_add_(0, place, torch.cat(errors))
-            error = total / torch.bincount(place, minlength=places)
-            if not bool(torch.isfinite(error).all()) or float(error.max()) == 0:
+        for task, probes in self.probes.items():
+            if probes is None:
                 continue
-            error = error[torch.arange(starts) * places // starts] ** self.power
+            errors = torch.cat(
+                [
+                    error_of(task, frames.to(self.device), params.to(self.device)).cpu().double()
+                    for frames, params in zip(probes.frames.split(BATCH), probes.params.split(BATCH), strict=True)
+                ]
+            )
+            finite = errors[errors.isfinite()]
+            if len(finite) == 0 or float(finite.max()) == 0:
+                continue
+            errors = errors.nan_to_num(nan=float(finite.max()), posinf=float(finite.max()))
+            places = int(probes.place.max()) + 1
+            total = torch.zeros(places, dtype=torch.float64).index_add_(0, probes.place, errors)
+            error = total / torch.bincount(probes.place, minlength=places)
+            error = error[torch.arange(probes.starts) * places // probes.starts] ** self.power
             found[task] = (1 - EVENLY) * error / error.mean() + EVENLY
         return found

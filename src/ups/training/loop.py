@@ -7,7 +7,7 @@ ends bit for bit where an uninterrupted one ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -197,7 +197,7 @@ def fit(
             log = state.step % settings.log_every == 0
             save = state.step % settings.checkpoint_interval == 0
             score = state.validation_is_due(settings.validate_every)
-            if score and refocus is not None:
+            if score and refocus is not None and state.stopped is None:
                 with ema.applied(), random.untouched(), evaluating(module):
                     loader.set_weights(refocus())
             if log or save or score or stop.received is not None:

@@ -167,22 +167,26 @@ def fit_pairs(train: TrajectorySet, rng: torch.Generator) -> FramePairs:
     else:
         chosen = torch.randint(total, (num,), generator=rng)
     trajectory = torch.searchsorted(ends, chosen, right=True)
-    order = halved(trajectory)
+    order = halved(trajectory, rng)
     chosen, trajectory = chosen[order], trajectory[order]
     return FramePairs(train, trajectory, chosen - (ends - counts)[trajectory])
 
 
-def halved(trajectory: Int64[Tensor, " pair"]) -> Int64[Tensor, " pair"]:
-    """An order of pairs in which the first half of every batch is of even trajectories, the second of odd ones.
+def halved(trajectory: Int64[Tensor, " pair"], rng: torch.Generator) -> Int64[Tensor, " pair"]:
+    """An order of pairs in which the first half of a batch is of even trajectories and the second of odd ones.
 
-    Neighbouring trajectories are alike (of one file and its parameters), so that the halves are too, but independent.
+    This holds as far as there are pairs of both kinds. Neighbouring trajectories are alike (of one file and its
+    parameters), so that the halves are too, but independent. Batches come in random order.
     """
     order = trajectory.argsort(stable=True)
     even, odd = (order[trajectory[order] % 2 == parity] for parity in (0, 1))
-    parts, half = [], FIT_BATCH // 2
-    for low in range(0, max(len(even), len(odd)), half):
-        parts += [even[low : low + half], odd[low : low + half]]
-    return torch.cat(parts)
+    half = FIT_BATCH // 2
+    batches = [
+        torch.cat([even[low : low + half], odd[low : low + half]]) for low in range(0, max(len(even), len(odd)), half)
+    ]
+    whole = [batch for batch in batches if len(batch) == FIT_BATCH]
+    shuffled = [whole[number] for number in torch.randperm(len(whole), generator=rng).tolist()]
+    return torch.cat([*shuffled, *(batch for batch in batches if len(batch) < FIT_BATCH)])
 
 
 def build_augments(settings: Settings, sets: Mapping[str, TrajectorySet]) -> dict[str, Augment]:
