@@ -5,6 +5,9 @@ It draws from PyTorch's stream (dropout) and from the objective's generator (noi
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -145,3 +148,29 @@ def train(
         seed=17,
         refocus=refocus,
     )
+
+
+def weights(objective: ToyObjective) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in objective.module.parameters()]
+
+
+def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def curve(run: Path) -> list[tuple]:
+    keys = ("step", "epoch", "loss", "first", "grad_norm", "lr", "valid_nrmse", "best_step")
+    return [tuple(record.get(key) for key in keys) for record in records(run)]
+
+
+def stop_at(batch: int, signals: tuple[signal.Signals, ...] = (signal.SIGTERM,)):
+    def stop(batches: int) -> None:
+        if batches == batch:
+            for number in signals:
+                os.kill(os.getpid(), number)
+
+    return stop
