@@ -17,7 +17,9 @@ nrmse of autoregressive roll-outs from one true frame to the end of the file, ph
 augmentation, residual prediction and cosine schedule, and is the best checkpoint by validation. Seconds are CPU seconds
 of one thread, of fitting and training. Peers' recipes were searched on validation trajectories of `burgers` (1D) and
 `diffusion_reaction2d` (2D); every candidate stands in `accuracy/search.jsonl`, the winners in
-`bench/accuracy_bench/recipes.py`. Drawn by `bench/accuracy.py table` from `accuracy/*.jsonl`.
+`bench/accuracy_bench/recipes.py`; a peer that has no candidates there is not searched yet, and one or two seeds, or
+other code than today's, are shown as they are (`bench/accuracy.py stale` names them). Drawn by `bench/accuracy.py table`
+from `accuracy/*.jsonl`.
 """
 
 
@@ -152,11 +154,12 @@ class Report:
         ]
         return markdown(["model", "ten seen values of Nu", "two unseen values"], rows)
 
-    def text(self) -> str:
-        """The whole report."""
+    def text(self, plot: str | None = None) -> str:
+        """The whole report, with a link to the plot where there is one."""
+        picture = f"\n![nrmse against seconds]({plot})\n" if plot else ""
         sections = {
             "At 200 seconds": self.main(),
-            "By seconds of training": self.curve() + "\n![nrmse against seconds](accuracy.png)\n",
+            "By seconds of training": self.curve() + picture,
             "With few trajectories": self.low_data(),
             "Peers with our parts (`+`: linear base, equation's form, moving frame, focus)": self.structural(),
             "External peers": self.external(),
@@ -206,8 +209,8 @@ def draw(say: Callable[[str], None], results: Path) -> None:
     """Writes the report and the plot beside the folder of the lines."""
     cells = read_cells(results)
     report = Report(cells)
-    out = results.with_suffix(".md")
-    out.write_text(report.text())
-    draw_plot(cells, results.with_suffix(".png"))
+    out, plot = results.with_suffix(".md"), results.with_suffix(".png")
+    draw_plot(cells, plot)
+    out.write_text(report.text(plot.name if plot.exists() else None))
     old = stale(cells, source_hash())
     say(f"{out}: {len(cells)} cells, {len(report.missing)} missing, {len(old)} by other code than the present one")
