@@ -18,7 +18,7 @@ augmentation, residual prediction and cosine schedule, and is the best checkpoin
 of one thread, of fitting and training. Peers' recipes were searched on validation trajectories of `burgers` (1D) and
 `diffusion_reaction2d` (2D); every candidate stands in `accuracy/search.jsonl`, the winners in
 `bench/accuracy_bench/recipes.py`; a peer that has no candidates there is not searched yet, and one or two seeds, or
-other code than today's, are shown as they are (`bench/accuracy.py stale` names them). Drawn by `bench/accuracy.py table`
+other code than today's, are shown as they are (`bench/accuracy.py stale` names them). Drawn by `bench/accuracy.py`
 from `accuracy/*.jsonl`.
 """
 
