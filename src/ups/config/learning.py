@@ -107,8 +107,8 @@ class TrainingSettings(Group):
     num_workers: NonNegativeInt | Literal["auto"] = "auto"
     prefetch_factor: PositiveInt = 2
     amp: bool | Literal["auto"] = "auto"
-    """Mixed precision. `auto` is off: with bfloat16 the error of a roll-out was two to four times as large for the same
-    seconds (bench/results/ablations.md)."""
+    """Mixed precision. `auto` is off: on a CPU, bfloat16 made the error of a roll-out up to four times as large for the
+    same seconds (bench/results/ablations.md)."""
     amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
     ema_decay: BelowOne = 0.999
     """0 ships the last weights themselves."""
