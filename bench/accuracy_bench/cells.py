@@ -21,7 +21,8 @@ from ups.errors import UpsError, UsageError
 from ups.models.emulator import Emulator
 from ups.models.simulator import Simulator
 from ups.models.step import StepEmulator
-from ups.pipeline.train import fit_closed_form, train_emulator, train_stage
+from ups.pipeline.baselines import train_emulator
+from ups.pipeline.train import fit_closed_form, train_stage
 from ups.pipeline.workspace import Workspace
 from ups.runtime import seed_everything
 from ups.terminal import LineProgress

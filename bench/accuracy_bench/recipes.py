@@ -61,8 +61,8 @@ STARTS: dict[tuple[str, int], Recipe] = {
 RECIPES: dict[tuple[str, int], Recipe] = {
     **STARTS,
     ("fno", 1): Recipe({"width": 32, "modes": 32, "position": True, "layers": 3}, lr=8e-3, weight_decay=0.0),
-    ("fno", 2): Recipe({"width": 20, "modes": 12, "position": False, "padding": 0.125}, lr=4e-3),
-    ("unet", 1): Recipe({"width": 16, "levels": 4}, lr=4e-3),
+    ("fno", 2): Recipe({"width": 20, "modes": 16, "position": False, "padding": 0.125, "layers": 3}, lr=8e-3),
+    ("unet", 1): Recipe({"width": 16, "levels": 3}, lr=8e-3, batch_size=16),
 }
 """What `run` uses: the winner of each search that was made, else its start."""
 
@@ -83,6 +83,7 @@ SEARCHES: dict[tuple[str, int], tuple[Changes, ...]] = {
         ({"width": 12}, {"width": 32}, {"modes": 8}, {"modes": 16}),
         ({"layers": 3}, {"layers": 6}),
         ({"batch_size": 4}, {"batch_size": 16}, {"weight_decay": 0.0}),
+        ({"modes": 24}, {"width": 12}),
     ),
     ("unet", 1): (
         ({"lr": 1e-3}, {"lr": 4e-3}, {"lr": 8e-3}, {"lr": 16e-3}),

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -23,7 +23,7 @@ from ups.errors import SettingsError, UpsError, UsageError
 from ups.terminal import LineProgress, RichProgress, grouped, table, tree
 
 if TYPE_CHECKING:
-    from ups.config import Settings, StageName
+    from ups.config import Settings
     from ups.pipeline.run import RunOutcome
     from ups.runtime import Progress
 
@@ -31,7 +31,7 @@ CONTINUING = ("run", "train")
 LARGEST_SEED = 2**63 - 1
 STEPS_HELP = (
     "Do a step again, and all that come after it; may be repeated. "
-    "The steps are data, check, codec, operator, baselines, evaluate and report."
+    "The steps are data, check, codec, operator, diff_residual, consistency_distill, baselines, evaluate and report."
 )
 
 app = typer.Typer(
@@ -51,6 +51,8 @@ class StageChoice(StrEnum):
 
     codec = "codec"
     operator = "operator"
+    diff_residual = "diff_residual"
+    consistency_distill = "consistency_distill"
     all = "all"
 
 
@@ -61,12 +63,6 @@ class SplitChoice(StrEnum):
     valid = "valid"
     test = "test"
 
-
-_STAGES: dict[StageChoice, StageName | None] = {
-    StageChoice.codec: "codec",
-    StageChoice.operator: "operator",
-    StageChoice.all: None,
-}
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings file (YAML).", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that win over the file.")]
@@ -173,7 +169,8 @@ def train(
     from ups.pipeline.run import train_pipeline
 
     with _telling() as progress:
-        outcome = train_pipeline(settings, progress=progress, stage=_STAGES[stage])
+        chosen: Any = None if stage is StageChoice.all else stage.value  # the names are those of the stages
+        outcome = train_pipeline(settings, progress=progress, stage=chosen)
     _show(outcome)
 
 
@@ -232,11 +229,13 @@ def rollout(
     points: Annotated[
         Path | None, typer.Option(metavar="FILE.npy", help="Coordinates (N, dim) to decode at, instead of the grid.")
     ] = None,
+    members: Annotated[int | None, typer.Option(min=1, help="Roll-outs in an ensemble of each trajectory.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the ensemble's draws.")] = 0,
 ) -> None:
     """Predict from the first frames of a file, and write it."""
     from ups.pipeline.rollout import rollout_file
 
-    rollout_file(run, source, steps, out, points)
+    rollout_file(run, source, steps, out, points, members, seed)
     typer.echo(str(out))
 
 

@@ -264,7 +264,8 @@ def test_weighted_windows_come_as_often_as_their_first_frame_weighs(sets: dict[s
     weights[0], weights[1] = 3.0, 0.5
     loader = WindowLoader({"burgers1d": trajectories}, 4, 1, 1, seed=0, weights={"burgers1d": weights})
     epochs = 300
-    first = torch.cat([loader._windows(e, i, 1).start for e in range(epochs) for i in range(loader.steps_per_epoch)])
+    shares = [loader._share(epoch, place, 1) for epoch in range(epochs) for place in range(loader.steps_per_epoch)]
+    first = torch.cat([windows.start[mine] for windows, mine in shares])
     assert len(first) == epochs * trajectories.num_windows(2)
     have = torch.tensor([float((trajectories.lengths > start + 1).sum()) for start in range(starts)])
     wanted, found = weights * have, torch.bincount(first, minlength=starts) / len(first)

@@ -117,3 +117,47 @@ class Steps(Emulator):
 def shifted(u: Tensor) -> Tensor:
     """One cell to the right: exact for `travelling_sines`."""
     return u.roll(1, -1)
+
+
+class Draws(Steps):
+    """Rolls out as `Steps`; members are that and independent Gaussian noise of a given size at every value."""
+
+    def __init__(
+        self,
+        sets: dict[str, TrajectorySet],
+        advance: Callable[[Tensor], Tensor],
+        *,
+        sigma: float,
+        name: str = "ups",
+        context: int = 1,
+    ) -> None:
+        super().__init__(sets, advance, name=name, context=context)
+        self.sigma = sigma
+        self.rolled: list[tuple[int, int]] = []
+
+    @property
+    def draws(self) -> bool:
+        return True
+
+    def rollout_members(
+        self,
+        context: Tensor,
+        steps: int,
+        *,
+        members: int,
+        task: str,
+        dt: Tensor,
+        params: Tensor,
+        mode: str = "physical",
+        rng: torch.Generator | None = None,
+    ) -> Tensor:
+        self.rolled.append((len(context), steps))
+        centre = self.rollout(context, steps, task=task, dt=dt, params=params, mode=mode)
+        return centre + self.sigma * torch.randn(members, *centre.shape, generator=rng)
+
+
+def noisy_sines(sigma: float, num: int = 4, frames: int = 9, size: int = 32) -> list[Tensor]:
+    """`travelling_sines` with independent Gaussian noise on every frame but the first."""
+    rng = torch.Generator().manual_seed(5)
+    found = travelling_sines(num, frames, size)
+    return [torch.cat([u[:1], u[1:] + sigma * torch.randn(u[1:].shape, generator=rng)]) for u in found]

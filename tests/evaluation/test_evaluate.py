@@ -25,6 +25,7 @@ PROMISED = {
     *("nrmse", "pdebench_nrmse", "rel_l2", "rmse", "max_error", "vrmse", "one_step_nrmse", "codec_nrmse"),
     *("spectral_low", "spectral_mid", "spectral_high", "conservation_gap", "bc_violation"),
     *("crps", "spread_skill", "ece", "wall_clock", "solver_speedup"),
+    *("mae", "mae_relative", "crps_relative", "ensemble_nrmse", "ensemble_wall_clock"),
 }
 
 
@@ -156,7 +157,8 @@ def test_protocol_hash_is_of_what_was_asked_alone() -> None:
 
     base = protocol().protocol["hash"]
     assert protocol(batch_size=1).protocol["hash"] == base
-    for changes in ({"steps": 3}, {"max_samples": 2}, {"mode": "physical"}, {"split": "valid"}):
+    asked = ({"steps": 3}, {"max_samples": 2}, {"mode": "physical"}, {"split": "valid"}, {"members": 4}, {"seed": 1})
+    for changes in asked:
         assert protocol(**changes).protocol["hash"] != base, changes
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.evaluation.helpers import Steps, bumps, make_set, shifted, spec_of, travelling_sines
+from tests.evaluation.helpers import Draws, Steps, bumps, make_set, shifted, spec_of, travelling_sines
 
 from ups.errors import UpsError, UsageError
 from ups.evaluation import pictures
@@ -30,8 +30,10 @@ CHROMIUM = next(
 )
 
 
-def write_run(folder: Path, tasks: tuple[str, ...] = ("advection1d",), *, name: str = "run", **files: str) -> Path:
-    """A run's folder as the pipeline leaves it, with a short log."""
+def write_run(
+    folder: Path, tasks: tuple[str, ...] = ("advection1d",), *, name: str = "run", drawn: bool = False, **files: str
+) -> Path:
+    """A run's folder as the pipeline leaves it, with a short log; `drawn`: two of the emulators draw ensembles."""
     makers = {
         "advection1d": lambda: make_set("advection1d", travelling_sines(num=5)),
         "burgers1d": lambda: make_set("burgers1d", travelling_sines(num=4, frames=6)),
@@ -45,6 +47,9 @@ def write_run(folder: Path, tasks: tuple[str, ...] = ("advection1d",), *, name: 
         "persistence": Persistence({task: spec_of(one) for task, one in sets.items()}),
         HOSTILE: Steps(sets, lambda u: 1.1 * shifted(u), name=HOSTILE),
     }
+    if drawn:
+        emulators["ups"] = Draws(sets, lambda u: 1.01 * shifted(u), sigma=0.1)
+        emulators[HOSTILE] = Draws(sets, lambda u: 1.1 * shifted(u), sigma=0.1, name=HOSTILE)
     evaluate(emulators, sets, protocol=Protocol()).save(run / "evaluation", "full")
     records = [
         {"stage": "operator", "step": step, "loss": 1 / step, "lr": 1e-3, "elapsed": 0.1 * step} for step in range(1, 9)
@@ -86,9 +91,12 @@ class Elements(HTMLParser):
         assert self.open.pop() == tag, f"</{tag}> closes another element"
 
 
+@pytest.mark.parametrize("drawn", [False, True])
 @pytest.mark.parametrize("tasks", [("advection1d",), ("reaction_diffusion2d",), ("advection1d", "burgers1d")])
-def test_report_is_one_well_formed_file_that_asks_for_nothing(tmp_path: Path, tasks: tuple[str, ...]) -> None:
-    html = write_report(write_run(tmp_path, tasks)).read_text()
+def test_report_is_one_well_formed_file_that_asks_for_nothing(
+    tmp_path: Path, tasks: tuple[str, ...], drawn: bool
+) -> None:
+    html = write_report(write_run(tmp_path, tasks, drawn=drawn)).read_text()
     elements = Elements(html)
     assert elements.open == []
     for tag, attributes in elements.found:
@@ -102,13 +110,30 @@ def test_report_is_one_well_formed_file_that_asks_for_nothing(tmp_path: Path, ta
         assert f"<b>{task}</b>" in html
 
 
-def test_names_cannot_become_markup(tmp_path: Path) -> None:
-    html = write_report(write_run(tmp_path, name="a<b>&'\"")).read_text()
+@pytest.mark.parametrize("drawn", [False, True])
+def test_names_cannot_become_markup(tmp_path: Path, drawn: bool) -> None:
+    html = write_report(write_run(tmp_path, name="a<b>&'\"", drawn=drawn)).read_text()
     assert HOSTILE not in html
     assert "<script>alert" not in html
     assert "&lt;script&gt;alert" in html
     assert html.count("<script") == 2  # the player's numbers and the player
     assert "<title>a&lt;b&gt;" in html
+
+
+def test_uncertainty_is_shown_where_there_is_an_ensemble(tmp_path: Path) -> None:
+    html = write_report(write_run(tmp_path, drawn=True)).read_text()
+    section = html[html.index('<section id="uncertainty"') : html.index('<section id="pictures"')]
+    assert section.count('class="readings"') == 2  # one for each emulator that draws
+    assert section.count("<svg") == 3  # their reliability together, spread and error of each
+    assert "Overconfident" in section
+    assert html.count("ensemble, t = ") == 3 * 4  # worst, median and best at four times
+    assert 'href="#uncertainty"' in html
+    without = write_report(write_run(tmp_path, name="without")).read_text()
+    assert "uncertainty" not in without.lower().replace("uncertainty of", "")
+    assert "deterministic: there is no ensemble to score" in without
+    plane = write_report(write_run(tmp_path, ("reaction_diffusion2d",), name="plane", drawn=True)).read_text()
+    assert plane.count(">ensemble mean<") == plane.count(">spread<") == 3 * 2  # three trajectories of two fields
+    assert plane.count("ensemble, spread at t = ") == 3 * 2 * 5
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
@@ -301,13 +326,15 @@ def browser() -> Iterator[Any]:
         found.close()
 
 
-@pytest.mark.parametrize("tasks", [("advection1d",), ("reaction_diffusion2d",)])
+@pytest.mark.parametrize(
+    "tasks", [("advection1d",), ("reaction_diffusion2d",), ("advection1d", "reaction_diffusion2d")]
+)
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_report_in_a_browser(tmp_path: Path, browser: Any, tasks: tuple[str, ...], width: int, scheme: str) -> None:
     """No error, nothing asked of the network, nothing wider than the screen; and the player plays."""
     from playwright.sync_api import expect
 
-    report = write_report(write_run(tmp_path, tasks))
+    report = write_report(write_run(tmp_path, tasks, drawn=True))
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     said: list[str] = []
     asked: list[str] = []
@@ -318,6 +345,8 @@ def test_report_in_a_browser(tmp_path: Path, browser: Any, tasks: tuple[str, ...
     page.wait_for_selector("#player[data-ready=true]", timeout=20_000)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert page.evaluate("document.images.length > 0 && [...document.images].every((one) => one.naturalWidth > 0)")
+    cells = "[...document.querySelectorAll('table.readings th, table.readings td')]"
+    assert page.evaluate(f"{cells}.length > 0 && {cells}.every((one) => one.scrollWidth <= one.clientWidth + 1)")
     if width == 390:
         lefts = "[...document.querySelectorAll('#player canvas')].map((one) => one.getBoundingClientRect().left)"
         assert len(set(page.evaluate(lefts))) == 1  # one below the other

@@ -1,6 +1,6 @@
 """Every loss term sends its gradient to the parameters it claims to train, and to no others.
 
-And what stages build, describe and fit.
+And the terms that a stage refuses to build.
 """
 
 from __future__ import annotations
@@ -15,18 +15,26 @@ from tests.models.helpers import make_spec
 from ups.config import Settings
 from ups.data.augment import Augment
 from ups.data.fields import Batch, Grid
-from ups.data.normalize import compute_statistics
-from ups.data.trajectories import MemoryFrames, TrajectorySet
-from ups.errors import DataError, UpsError
+from ups.errors import UpsError
 from ups.models.baselines import NetworkEmulator
 from ups.models.simulator import Architecture, Simulator
+from ups.physics.description import Field
 from ups.physics.equations import get_equation
 from ups.training.losses import InverseCurriculum
 from ups.training.objectives import CodecObjective, EmulatorObjective, OperatorObjective, OperatorTerms, sample_queries
-from ups.training.stages import build_objective, choose_patch, describe_task, fit_pairs
+from ups.training.physics import PhysicsPriors, Prediction, TaskPriors
+from ups.training.stages import build_objective
 
 NOTHING = OperatorTerms(forward=0.0, relative=0.0)
 AUGMENTS = {"task": Augment(get_equation("burgers1d"), enabled=False)}
+PRIORS = ("divergence", "conservation", "boundary", "positivity", "residual", "latent_norm", "latent_diversity")
+LAWFUL = replace(
+    get_equation("burgers1d"),
+    fields=(Field("u", conserved=True, lower=0.0),),
+    solenoidal=("u",),
+    rhs=lambda u, params, spacing: -u,
+)
+"""An equation that has something for every prior."""
 
 
 def make_simulator(latent_dim: int = 2, **changes: object) -> Simulator:
@@ -52,6 +60,19 @@ def make_batch(horizon: int = 1, context: int = 1) -> Batch:
     )
 
 
+def make_priors(*names: str, frequency: int = 1) -> PhysicsPriors:
+    weights = dict.fromkeys(names, 1.0)
+    return PhysicsPriors({"task": TaskPriors(LAWFUL, (1 / 32,), **weights, bc_type="neumann")}, frequency)
+
+
+def make_calm_batch(horizon: int = 1) -> Batch:
+    """A batch whose targets break no law of `LAWFUL` more than a random prediction does."""
+    batch = make_batch(horizon)
+    frames = batch.frames - batch.frames.mean(-1, keepdim=True)
+    frames[:, 1:] *= 0.01
+    return replace(batch, frames=1 + frames)
+
+
 def gradients(objective: OperatorObjective | CodecObjective | EmulatorObjective, batch: Batch) -> dict[str, float]:
     """Root-sum-square gradient of the operator's, the encoder's and the decoder's parameters."""
     module = objective.module
@@ -65,22 +86,80 @@ def gradients(objective: OperatorObjective | CodecObjective | EmulatorObjective,
     return found
 
 
+TRAINED = [
+    ({"forward": 1.0}, {"operator", "encoder", "decoder"}),
+    ({"relative": 1.0}, {"operator", "encoder", "decoder"}),
+    ({"spectral": 1.0}, {"operator", "encoder", "decoder"}),
+    ({"inv_dec": 1.0}, {"operator", "encoder", "decoder"}),
+    ({"inv_enc": 1.0}, {"encoder", "decoder"}),
+    ({"rollout": 1.0, "rollout_horizon": 3}, {"operator", "encoder", "decoder"}),
+]
+"""Every term of the operator's stage that compares with data, and what it trains."""
+
+
 @pytest.mark.parametrize(
-    ("term", "trained"),
+    ("term", "trained", "frozen"),
     [
-        ({"forward": 1.0}, {"operator", "encoder", "decoder"}),
-        ({"relative": 1.0}, {"operator", "encoder", "decoder"}),
-        ({"spectral": 1.0}, {"operator", "encoder", "decoder"}),
-        ({"inv_dec": 1.0}, {"operator", "encoder", "decoder"}),
-        ({"inv_enc": 1.0}, {"encoder", "decoder"}),
-        ({"rollout": 1.0, "rollout_horizon": 3}, {"operator", "encoder", "decoder"}),
+        (term, trained, frozen)
+        for term, trained in TRAINED
+        for frozen in (False, True)
+        if not frozen or "operator" in trained  # settings refuse a term that trains the codec alone if it is frozen
     ],
 )
-def test_each_term_trains_what_it_claims(term: dict[str, float], trained: set[str]) -> None:
+def test_each_term_trains_what_it_claims(term: dict[str, float], trained: set[str], frozen: bool) -> None:
     terms = replace(NOTHING, **term)  # type: ignore[arg-type]
-    objective = OperatorObjective(make_simulator(), AUGMENTS, terms, InverseCurriculum(0, 1.0))
+    simulator = make_simulator()
+    simulator.codecs.requires_grad_(not frozen)
+    objective = OperatorObjective(simulator, AUGMENTS, terms, InverseCurriculum(0, 1.0))
     found = gradients(objective, make_batch(horizon=terms.rollout_horizon))
-    assert {part for part, size in found.items() if size > 1e-6} == trained
+    assert {part for part, size in found.items() if size > 1e-6} == (trained & {"operator"} if frozen else trained)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("prior", PRIORS)
+def test_each_prior_trains_the_operator(prior: str, frozen: bool) -> None:
+    simulator = make_simulator()
+    simulator.codecs.requires_grad_(not frozen)
+    objective = OperatorObjective(simulator, AUGMENTS, NOTHING, InverseCurriculum(0, 1.0), make_priors(prior))
+    found = gradients(objective, make_calm_batch())
+    trained = {"operator"} if frozen else {"operator", "encoder", "decoder"}
+    assert {part for part, size in found.items() if size > 1e-5} == trained
+    assert all(p.grad is None for p in simulator.codecs.parameters()) == frozen
+
+
+def test_priors_see_every_predicted_frame_in_physical_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last given frame, then the simulator's own roll-out; beside it the truth."""
+    seen: list[Prediction] = []
+    monkeypatch.setattr(TaskPriors, "terms", lambda _self, found: seen.append(found) or {})
+    simulator = make_simulator(context=2)
+    terms = replace(NOTHING, rollout=1.0, rollout_horizon=3)
+    batch = make_batch(3, context=2)
+    OperatorObjective(simulator, AUGMENTS, terms, InverseCurriculum(0, 1.0), make_priors("residual"))(
+        batch, torch.Generator()
+    )
+    (found,) = seen
+    rolled = simulator.rollout(batch.inputs, 3, task="task", dt=batch.dt, params=batch.params)
+    torch.testing.assert_close(found.frames, torch.cat([batch.frames[:, 1:2], rolled], dim=1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.truth, batch.frames[:, 1:], rtol=0, atol=0)
+    torch.testing.assert_close(simulator.decode(found.latents, task="task"), rolled, rtol=1e-5, atol=1e-5)
+    assert found.dt is batch.dt
+    assert found.params is batch.params
+
+
+def test_priors_have_their_own_names_and_frequency_and_add_up() -> None:
+    priors = make_priors(*PRIORS, frequency=3)
+    terms = replace(NOTHING, forward=1.0)
+    objective = OperatorObjective(make_simulator(), AUGMENTS, terms, InverseCurriculum(0, 1.0), priors)
+    batch, seen = make_calm_batch(), []
+    for number in range(5):
+        if number == 2:  # resumed where it stood
+            state = objective.state_dict()
+            objective.batches = 99
+            objective.load_state_dict(state)
+        loss, metrics = objective(batch, torch.Generator())
+        torch.testing.assert_close(loss.detach(), torch.stack(list(metrics.values())).sum())
+        seen.append(set(metrics))
+    assert seen == [{"forward", *PRIORS}, {"forward"}, {"forward"}, {"forward", *PRIORS}, {"forward"}]
 
 
 def test_a_frozen_codec_gets_no_gradient() -> None:
@@ -201,7 +280,7 @@ def test_codec_and_losses_keep_float32_under_autocast() -> None:
     """Only the network runs in bfloat16: what is lossless stays so, and every parameter still gets its gradient."""
     simulator = make_simulator(16)
     terms = OperatorTerms(spectral=1.0, inv_enc=1.0, inv_dec=1.0, rollout=1.0, rollout_horizon=2, num_queries=8)
-    operator = OperatorObjective(simulator, AUGMENTS, terms, InverseCurriculum(0, 1.0))
+    operator = OperatorObjective(simulator, AUGMENTS, terms, InverseCurriculum(0, 1.0), make_priors(*PRIORS))
     seen: list[torch.dtype] = []
     simulator.operator.register_forward_hook(lambda _m, _i, out: seen.append(out.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -225,85 +304,8 @@ def test_codec_and_losses_keep_float32_under_autocast() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in fno.parameters())
 
 
-def make_train(lengths: list[int], nus: list[float]) -> TrajectorySet:
-    """Burgers trajectories whose every value says where it is: 1000 trajectory + frame + cell / 16."""
-    frames = torch.cat(
-        [
-            1000.0 * number + torch.arange(length)[:, None, None] + torch.arange(16.0) / 16
-            for number, length in enumerate(lengths)
-        ]
-    )
-    counts = torch.tensor(lengths)
-    return TrajectorySet(
-        "burgers1d",
-        get_equation("burgers1d"),
-        Grid(((np.arange(16) + 0.5) / 16,), (True,)),
-        0.05,
-        torch.tensor(nus)[:, None],
-        counts,
-        [str(number) for number in range(len(lengths))],
-        MemoryFrames(frames, counts.cumsum(0) - counts),
-    )
-
-
 def make_settings(**changes: object) -> Settings:
     return Settings.model_validate({"data": {"task": "burgers1d"}, **changes})
-
-
-def test_pairs_to_fit_are_distinct_neighbours_and_can_be_read_again() -> None:
-    train = make_train([3, 1, 5, 2], [0.1, 0.2, 0.3, 0.4])
-    pairs = fit_pairs(train, torch.Generator().manual_seed(0))
-    first, again = list(pairs), list(pairs)
-    assert len(first) == 1
-    before, after, params = first[0]
-    for one, other in zip(first[0], again[0], strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
-    torch.testing.assert_close(after, before + 1, rtol=0, atol=0)
-    starts = before[:, 0, 0]
-    assert sorted(starts.tolist()) == [0, 1, 2000, 2001, 2002, 2003, 3000]
-    torch.testing.assert_close(params[:, 0], train.params[(starts // 1000).long(), 0], rtol=0, atol=0)
-
-
-def test_pairs_to_fit_of_a_large_set_are_drawn_from_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ups.training.stages.SHUFFLED_PAIRS", 2)
-    train = make_train([3, 1, 5, 2], [0.1, 0.2, 0.3, 0.4])
-    starts = torch.cat([before[:, 0, 0] for before, _, _ in fit_pairs(train, torch.Generator().manual_seed(0))])
-    assert set(starts.tolist()) == {0, 1, 2000, 2001, 2002, 2003, 3000}
-    with pytest.raises(DataError, match="two frames"):
-        fit_pairs(make_train([1, 1], [0.1, 0.1]), torch.Generator())
-
-
-def test_halves_of_every_batch_are_of_different_trajectories(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ups.training.stages.FIT_BATCH", 8)
-    pairs = fit_pairs(make_train([6, 6, 6, 6], [0.1, 0.2, 0.3, 0.4]), torch.Generator().manual_seed(0))
-    for trajectory in pairs.trajectory.split(8):
-        middle = len(trajectory) // 2
-        assert not set(trajectory[:middle].tolist()) & set(trajectory[middle:].tolist())
-    assert len(pairs.trajectory) == 20
-
-
-def test_no_pair_is_lost_where_trajectories_are_unequal() -> None:
-    pairs = fit_pairs(make_train([9, 2, 4], [0.1, 0.2, 0.3]), torch.Generator().manual_seed(0))
-    assert sorted(zip(pairs.trajectory.tolist(), pairs.start.tolist(), strict=True)) == [
-        *((0, start) for start in range(8)), (1, 0), *((2, start) for start in range(3))
-    ]  # fmt: skip
-
-
-def test_a_task_knows_the_range_of_its_parameters() -> None:
-    train = make_train([3, 3, 3], [0.02, 0.01, 0.04])
-    spec = describe_task(make_settings(), train, compute_statistics(train))
-    assert spec.param_low == pytest.approx((0.01,))
-    assert spec.param_high == pytest.approx((0.04,))
-
-
-def test_a_token_has_room_for_a_cell() -> None:
-    fields = {"fields": ("a", "b", "c"), "mean": (0.0,) * 3, "std": (1.0,) * 3, "conserved": (False,) * 3}
-    specs = {"task": make_spec(size=12, **fields)}
-    assert choose_patch("auto", 12, specs) == 4
-    assert choose_patch("auto", 3, specs) == 1
-    assert choose_patch(4, 2, specs) == 4
-    with pytest.raises(UpsError, match=r"latent\.dim must be at least the number of fields"):
-        choose_patch("auto", 2, specs)
 
 
 @pytest.mark.parametrize("term", ["lambda_inv_enc", "lambda_inv_dec"])
@@ -316,3 +318,17 @@ def test_a_term_that_is_zero_by_construction_is_refused(term: str) -> None:
     build_objective("operator", settings, make_simulator(2), AUGMENTS)
     trained = make_settings(training={term: 0.1}, latent={"codec": {"train_with_operator": True}})
     build_objective("operator", trained, make_simulator(16), AUGMENTS)  # training may leave the exact codec
+
+
+def test_priors_of_the_settings_reach_the_operators_objective() -> None:
+    """And a task that has nothing for one of them is an error when the stage is built."""
+    tree = {"enabled": True, "lambda_residual": 0.5, "frequency": 4}
+    simulator = make_simulator(16, name="burgers1d")
+    objective = build_objective("operator", make_settings(training={"physics_priors": tree}), simulator, AUGMENTS)
+    assert isinstance(objective, OperatorObjective)
+    assert (objective.priors.tasks["task"].residual, objective.priors.frequency) == (0.5, 4)
+    asked = {"enabled": True, "lambda_conservation": 0.5}
+    with pytest.raises(UpsError, match=r"lambda_conservation is 0\.5(.|\n)*zero by construction"):
+        build_objective("operator", make_settings(training={"physics_priors": asked}), simulator, AUGMENTS)
+    trained = make_settings(training={"physics_priors": asked}, latent={"codec": {"train_with_operator": True}})
+    build_objective("operator", trained, simulator, AUGMENTS)

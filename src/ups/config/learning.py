@@ -19,6 +19,7 @@ from pydantic import (
 
 from ups.config.kinds import BelowOne, Fraction, Group, as_tuple
 from ups.config.merge import BUDGETS
+from ups.config.physics import PhysicsPriorSettings
 
 
 class StepSchedule(Group):
@@ -132,6 +133,7 @@ class TrainingSettings(Group):
     inverse_loss_warmup_epochs: NonNegativeInt = 15
     inverse_loss_max_weight: NonNegativeFloat = 0.05
     inverse_loss_frequency: PositiveInt = 1
+    physics_priors: PhysicsPriorSettings = PhysicsPriorSettings()
     query_sampling: QuerySamplingSettings = QuerySamplingSettings()
     checkpoint_interval: PositiveInt = 500
     """Steps between checkpoints."""
@@ -189,4 +191,25 @@ class StageSettings(Group):
         if len(given) != 1:
             found = " and ".join(given) if given else "none"
             raise ValueError(f"give exactly one budget out of epochs, steps and seconds; found {found}")
+        return self
+
+
+class DistillSettings(StageSettings):
+    """The budget of `consistency_distill`, and how the student is taught."""
+
+    distill_num_taus: PositiveInt = 3
+    """Places on the teacher's path that the student learns to land from, in every batch."""
+    distill_micro_batch: PositiveInt = 8
+    """Windows whose graphs are held in memory at once."""
+    tau_schedule: Annotated[tuple[PositiveInt, ...], BeforeValidator(as_tuple)] | None = None
+    """`distill_num_taus` of the first epochs, one by one; the last holds for all further ones."""
+    target_loss: PositiveFloat | None = None
+    """Training stops when a validation is as good: the student's distance to its teacher, in spreads, squared."""
+    teacher_steps: PositiveInt = 16
+
+    @model_validator(mode="after")
+    def _check_taus(self) -> Self:
+        wanted = max(self.tau_schedule or (self.distill_num_taus,))
+        if wanted > self.teacher_steps:
+            raise ValueError(f"there are {self.teacher_steps} teacher_steps to land from; {wanted} taus are too many")
         return self

@@ -12,84 +12,41 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     BeforeValidator,
     Field,
-    PositiveFloat,
+    NonNegativeInt,
     PositiveInt,
     field_validator,
     model_validator,
 )
 
+from ups.config.architecture import DiffusionSettings, LatentSettings, OperatorSettings
 from ups.config.data import DataSettings
-from ups.config.kinds import BelowOne, Group, PathComponent, Word, as_tuple
-from ups.config.learning import OptimizerSettings, StageSettings, TrainingSettings
+from ups.config.kinds import Group, PathComponent, Word, as_tuple
+from ups.config.learning import DistillSettings, OptimizerSettings, StageSettings, TrainingSettings
 from ups.config.merge import deep_merge, move_task_alias
+from ups.config.physics import GuardSettings
 
-StageName = Literal["codec", "operator"]
+StageName = Literal["codec", "operator", "diff_residual", "consistency_distill"]
 BaselineName = Literal["persistence", "linear", "fno", "unet"]
 
 
-class CodecSettings(Group):
-    """Encoder and decoder between fields and latent tokens."""
-
-    train_with_operator: bool = False
-    """Whether the operator's stage trains the codec too, instead of freezing it."""
-
-
-class LatentSettings(Group):
-    """The latent space shared by all discretisations."""
-
-    dim: PositiveInt = 64
-    patch: PositiveInt | Literal["auto"] = "auto"
-    """Grid points per token along each axis."""
-    codec: CodecSettings = CodecSettings()
-
-
-class PdetSettings(Group):
-    """The transformer that mixes tokens."""
-
-    hidden_dim: PositiveInt = 64
-    depths: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1), BeforeValidator(as_tuple)] = 3
-    """Blocks: of a stack, or of each of two levels of a U; a list is one number per level."""
-    heads: PositiveInt = 4
-    window: PositiveInt | None = None
-    """Tokens per side of an attention window; null attends globally."""
-    mlp_ratio: PositiveFloat = 2.0
-    qk_norm: bool = True
-    drop_path: BelowOne = 0.0
-    stem_width: PositiveInt | Literal["auto"] = "auto"
-    """Channels of the layers at full resolution, around the tokens; `auto` is 32 in one dimension, else 16."""
-    use_activation_checkpoint: bool = False
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.hidden_dim % self.heads:
-            raise ValueError(f"heads is {self.heads}, which does not divide hidden_dim, {self.hidden_dim}")
-        width = self.hidden_dim // self.heads
-        if width % 2:
-            raise ValueError(
-                f"hidden_dim // heads is {self.hidden_dim} // {self.heads} = {width}; rotary pairs need an even head "
-                "width: change heads or hidden_dim"
-            )
-        return self
-
-
-class OperatorSettings(Group):
-    """The operator that advances latents in time."""
-
-    architecture_type: Literal["pdet_unet", "pdet_stack"] = "pdet_stack"
-    base: Literal["linear", "persistence"] = "linear"
-    """What the learned rest is added to: the best linear propagator of the training data, or the last frame."""
-    form: Literal["auto", "flux", "flux_open", "flux_source", "increment"] = "auto"
-    """How the rest is read: `auto` takes the equation's own; a flux between cells keeps the integral of a field."""
-    moving_frame: bool = True
-    """Take the mean velocity out of every step where the equation is Galilean-invariant."""
-    pdet: PdetSettings = PdetSettings()
-
-
 class StagesSettings(Group):
-    """The stages in the order in which they run."""
+    """The stages in the order in which they run; those of an ensemble are skipped unless they get a budget."""
 
     codec: StageSettings = StageSettings(epochs=20)
     operator: StageSettings = StageSettings(epochs=100)
+    diff_residual: StageSettings = StageSettings(epochs=0)
+    """Residual diffusion: draws the operator's error, for ensembles. `diffusion_residual` is accepted too."""
+    consistency_distill: DistillSettings = DistillSettings(epochs=0)
+    """Distils the diffusion into a sampler of one to four steps."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alias(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "diffusion_residual" not in value:
+            return value
+        if "diff_residual" in value:
+            raise ValueError("diff_residual and diffusion_residual are one stage: name it once")
+        return {("diff_residual" if key == "diffusion_residual" else key): item for key, item in value.items()}
 
 
 class EvaluationScope(Group):
@@ -113,6 +70,10 @@ class EvaluationSettings(Group):
     baselines: Annotated[tuple[BaselineName, ...], BeforeValidator(_with_persistence)] = ("persistence",)
     """Trained on the same data and scored beside the model; persistence always is."""
     batch_size: PositiveInt = 32
+    members: NonNegativeInt = 8
+    """Roll-outs in the ensemble of each trajectory, where the model draws; 0 or 1 rolls no ensemble."""
+    corrector_every: PositiveInt = 1
+    """Steps between corrections of an ensemble's members by the residual diffusion."""
     solver_reference: bool = True
     """Time the reference solver at the coarsest resolution that is as accurate as the model."""
 
@@ -132,9 +93,11 @@ class Settings(Group):
     data: DataSettings
     latent: LatentSettings = LatentSettings()
     operator: OperatorSettings = OperatorSettings()
+    diffusion: DiffusionSettings = DiffusionSettings()
     training: TrainingSettings = TrainingSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     stages: StagesSettings = StagesSettings()
+    guards: GuardSettings = GuardSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
     @model_validator(mode="before")
@@ -158,7 +121,11 @@ class Settings(Group):
     @classmethod
     def _something_to_do(cls, stages: StagesSettings) -> StagesSettings:
         if stages.codec.skipped and stages.operator.skipped:
-            raise ValueError("every stage has epochs: 0; nothing would be trained")
+            raise ValueError("codec and operator have epochs: 0; nothing would be trained")
+        if stages.operator.skipped and not stages.diff_residual.skipped:
+            raise ValueError("diff_residual corrects the operator, whose epochs are 0: give the operator a budget")
+        if stages.diff_residual.skipped and not stages.consistency_distill.skipped:
+            raise ValueError("consistency_distill needs its teacher: give diff_residual a budget")
         return stages
 
     @model_validator(mode="after")
@@ -174,7 +141,8 @@ class Settings(Group):
 
     def stage(self, name: StageName) -> StageSettings:
         """The settings of one stage."""
-        return self.stages.codec if name == "codec" else self.stages.operator
+        found: StageSettings = getattr(self.stages, name)
+        return found
 
     def optimizer_of(self, name: StageName) -> OptimizerSettings:
         """The optimizer that a stage trains with, its schedule included."""

@@ -152,11 +152,14 @@ class Batch:
 
     Args:
         task: name of the equation.
-        frames: context and targets in order.
+        frames: context and targets in order. Where `latents` stand for them they have a shape and no values: they are
+            on PyTorch's `meta` device, so that whoever computes with them fails.
         dt: time between frames of each sample.
         params: PDE parameters in the order of the equation's description; it may have no columns.
         grid: where the values live.
         context: how many of the frames are given.
+        latents: of the frames by a frozen codec, as a cache keeps them (in half precision, maybe); None where there are
+            frames.
     """
 
     task: str
@@ -165,6 +168,7 @@ class Batch:
     params: Float[Tensor, "batch parameter"]
     grid: Grid
     context: int
+    latents: Float[Tensor, "batch time latent *tokens"] | None = None
 
     @property
     def inputs(self) -> Float[Tensor, "batch context channel *grid"]:
@@ -186,7 +190,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device (asynchronously from pinned memory); itself when it is there already."""
-        if self.frames.device == torch.device(device):
+        values = "frames" if self.latents is None else "latents"
+        if getattr(self, values).device == torch.device(device):
             return self
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("frames", "dt", "params")}
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in (values, "dt", "params")}
         return replace(self, **moved)

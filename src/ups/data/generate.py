@@ -59,6 +59,8 @@ def generate(
     chaotic: from the same initial state, another grid, version of a library or device gives another trajectory in the
     end, of the same statistics.
 
+    A steady problem has samples instead: what is given, drawn at random, and what the solver finds.
+
     Args:
         equation_name: such as `burgers1d`.
         out: HDF5 file; its folder is made.
@@ -66,8 +68,8 @@ def generate(
         seed: of the initial states, from 0 to 2**63 - 1.
         params: values by the parameter's name; the others keep their defaults.
         resolution: cells along each axis; None is the equation's `make_resolution`.
-        frames: the first included; None is the equation's `make_frames`.
-        time: of the last frame; None is that of the published data.
+        frames: the first included; None is the equation's `make_frames`. A steady problem takes none.
+        time: of the last frame; None is that of the published data. A steady problem takes none.
         progress: told how many trajectories are done.
         overwrite: replace `out` if it exists.
 
@@ -81,6 +83,8 @@ def generate(
     points = equation.make_resolution if resolution is None else resolution
     steps = equation.make_frames if frames is None else frames
     end = equation.time if time is None else time
+    timeless = frames is None and time is None
+    _check(timeless or not equation.steady, f"{equation_name} has no time; leave out frames and time")
     _check(samples >= 1, f"samples is {samples}; at least 1 is needed")
     _check(0 <= seed <= _LARGEST_SEED, f"seed is {seed}; it must be a whole number from 0 to 2**63 - 1")
     _check(points >= _MIN_RESOLUTION, f"resolution is {points}; at least {_MIN_RESOLUTION} cells are needed")
@@ -195,7 +199,7 @@ def _write(
     times: Float64[np.ndarray, " time"],
     progress: Progress,
 ) -> None:
-    layout = _TensorLayout if equation.dim == 1 else _GroupLayout
+    layout = _SteadyLayout if equation.steady else _TensorLayout if equation.dim == 1 else _GroupLayout
     writer = layout(file, equation, samples, resolution, times)
     file.attrs["task"] = equation.name
     file.attrs["seed"] = seed
@@ -204,7 +208,8 @@ def _write(
     factor = 1 if equation.exact is not None else solver_of(equation).refinement(resolution, values)
     sample_values = len(times) * len(equation.fields) * (resolution * factor) ** equation.dim
     chunk = max(1, _CHUNK_VALUES // sample_values)
-    progress.start(f"make {equation.name}", float(samples), "trajectories")
+    what = "samples" if equation.steady else "trajectories"
+    progress.start(f"make {equation.name}", float(samples), what)
     for first in range(0, samples, chunk):
         numbers = range(first, min(first + chunk, samples))
 
@@ -220,7 +225,8 @@ def _write(
             number = re.search(r"errno = (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, "a write failed") from error
         progress.update(float(numbers.stop))
-    progress.finish(f"{samples} trajectories of {len(times)} frames on {' x '.join([str(resolution)] * equation.dim)}")
+    frames_each = "" if equation.steady else f" of {len(times)} frames"
+    progress.finish(f"{samples} {what}{frames_each} on {' x '.join([str(resolution)] * equation.dim)}")
 
 
 def _trajectories(
@@ -300,3 +306,19 @@ class _GroupLayout:
             group["data"] = np.moveaxis(trajectory, 1, -1)
             for name, values in self._grid.items():
                 group[f"grid/{name}"] = values
+
+
+class _SteadyLayout:
+    """`nu` (N, *grid), what is given, and `tensor` (N, 1, *grid), what is sought, with `x-coordinate`..."""
+
+    def __init__(self, file: h5py.File, equation: Equation, samples: int, resolution: int, times: np.ndarray) -> None:
+        grid = (resolution,) * equation.dim
+        self._given = file.create_dataset("nu", (samples, *grid), "f4", chunks=(1, *grid))
+        self._sought = file.create_dataset("tensor", (samples, 1, *grid), "f4", chunks=(1, 1, *grid))
+        for name, axis in zip("xyz", equation.centres(resolution), strict=False):
+            file[f"{name}-coordinate"] = axis.numpy().astype(np.float32)
+
+    def put(self, numbers: range, frames: np.ndarray) -> None:
+        """Write samples (number, 2, 1, *grid)."""
+        self._given[numbers.start : numbers.stop] = frames[:, 0, 0]
+        self._sought[numbers.start : numbers.stop] = frames[:, 1]

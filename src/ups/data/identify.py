@@ -52,8 +52,8 @@ def _num_given(file: h5py.File, equation: Equation) -> int:
 
 def can_hold(layout: Layout, equation: Equation) -> bool:
     """Whether an equation's trajectories can stand in a file of this layout with these shapes."""
-    evolves = layout.name not in ("steady", "velocity")
-    return evolves and len(layout.grid_shape) == equation.dim and len(layout.fields) == len(equation.fields)
+    known = layout.name != "velocity" and len(layout.given) == len(equation.given)
+    return known and len(layout.grid_shape) == equation.dim and len(layout.fields) == len(equation.fields)
 
 
 def settle_task(file: h5py.File, layout: Layout, asked: str | None) -> str:

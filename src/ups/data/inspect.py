@@ -36,8 +36,8 @@ class FileSummary:
         layout: name of its layout.
         task: what it holds; None when that cannot be told.
         trainable: whether `ups` trains on this task.
-        fields: names of its fields.
-        num_trajectories: how many.
+        fields: names of its fields; of a steady problem, what is given and then what is sought.
+        num_trajectories: how many (samples, of a steady problem).
         frames: fewest and most frames of a trajectory.
         grid: cells along each axis.
         datasets: shape of each dataset (of the first trajectory's, where each has its own group).
@@ -80,7 +80,8 @@ def inspect_file(path: Path | str) -> FileSummary:
             task = tasks[0] if len(tasks) == 1 else None
             equation = EQUATIONS.get(task) if task else None
             if equation is not None and can_hold(layout, equation):
-                layout = replace(layout, fields=tuple(field.name for field in equation.fields))
+                fields, given = (tuple(one.name for one in role) for role in (equation.fields, equation.given))
+                layout = replace(layout, fields=fields, given=given)
             params = _parameters(file, layout, equation) if equation else {}
         problems = [*layout.problems, _untrainable(path, tasks)] if equation is None else _training_problems(file, task)
         scanned = None if layout.problems else scan(file, layout)
@@ -90,7 +91,7 @@ def inspect_file(path: Path | str) -> FileSummary:
             layout=layout.name,
             task=task,
             trainable=equation is not None,
-            fields=layout.fields,
+            fields=(*layout.given, *layout.fields),
             num_trajectories=len(layout.lengths),
             frames=(min(layout.lengths, default=0), max(layout.lengths, default=0)),
             grid=layout.grid_shape,
@@ -201,7 +202,8 @@ def _datasets(file: h5py.File) -> dict[str, tuple[int, ...]]:
 
 
 def _coordinates(layout: Layout) -> tuple[CoordinateRange, ...]:
-    named = [*zip(AXES, layout.axes, strict=False), ("t", layout.times)]
+    times = None if layout.given else layout.times
+    named = [*zip(AXES, layout.axes, strict=False), ("t", times)]
     return tuple(
         CoordinateRange(name, axis.size, float(axis.flat[0]), float(axis.flat[-1]))
         for name, axis in named

@@ -34,8 +34,10 @@ class Layout(ABC):
         grid_shape: cells along each axis.
         lengths: frames of each trajectory.
         axes: coordinates of each axis, None where the file has none.
-        times: time stamps as they stand in the file (there may be one too many).
+        times: time stamps as they stand in the file (there may be one too many); 0 and 1 of a steady problem.
         problems: what is wrong with the structure.
+        given: names of the channels of the first frame, where the file is of a steady problem: its trajectories have
+            two frames, of which the second holds `fields`.
     """
 
     name: str
@@ -46,6 +48,14 @@ class Layout(ABC):
     axes: tuple[np.ndarray | None, ...]
     times: np.ndarray | None
     problems: tuple[DataProblem, ...]
+    given: tuple[str, ...] = ()
+
+    @property
+    def roles(self) -> tuple[tuple[tuple[str, ...], slice], ...]:
+        """Names of the channels, and the frames that hold them: all frames alike, or those of a steady problem."""
+        if not self.given:
+            return ((self.fields, slice(None)),)
+        return ((self.given, slice(0, 1)), (self.fields, slice(1, 2)))
 
     @abstractmethod
     def place(self, trajectory: int) -> str:
@@ -64,22 +74,19 @@ def as_float32(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Column:
-    """One dataset of a dense file: (N, [T,] *grid [, C])."""
+    """One dataset of a dense file: (N, T, *grid [, C])."""
 
     dataset: str
-    has_time: bool = True
     has_channels: bool = False
 
-    def shape(self, file: h5py.File) -> tuple[int, int | None, int, tuple[int, ...]]:
-        """Trajectories, frames (None without time), channels, cells along each axis."""
-        num, *rest = file[self.dataset].shape
+    def shape(self, file: h5py.File) -> tuple[int, int, int, tuple[int, ...]]:
+        """Trajectories, frames, channels, cells along each axis."""
+        num, frames, *rest = file[self.dataset].shape
         channels = rest.pop() if self.has_channels else 1
-        frames = rest.pop(0) if self.has_time else None
         return num, frames, channels, tuple(rest)
 
     def read(self, file: h5py.File, first: int, last: int, start: int, stop: int) -> np.ndarray:
-        dataset = file[self.dataset]
-        block = as_float32(dataset[first:last, start:stop] if self.has_time else dataset[first:last][:, None])
+        block = as_float32(file[self.dataset][first:last, start:stop])
         return np.moveaxis(block, -1, 2) if self.has_channels else block[:, :, None]
 
 
@@ -111,6 +118,20 @@ class GroupLayout(Layout):
         return np.stack([np.moveaxis(block, -1, 1) for block in blocks])
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SteadyLayout(Layout):
+    """`nu` (N, *grid), what is given, and `tensor` (N, 1, *grid), what is sought; without it, one frame each."""
+
+    def place(self, trajectory: int) -> str:
+        return f"sample {trajectory}"
+
+    def read(self, file: h5py.File, first: int, last: int, start: int, stop: int) -> np.ndarray:
+        parts = [as_float32(file["nu"][first:last])[:, None]]
+        if stop > 1:
+            parts.append(as_float32(file["tensor"][first:last]))
+        return np.stack(parts, axis=1)[:, start:stop]
+
+
 def find_layout(file: h5py.File) -> Layout:
     """The layout of an open file.
 
@@ -128,9 +149,8 @@ def find_layout(file: h5py.File) -> Layout:
     if {"velocity", "particles"} <= names and file["velocity"].ndim == 5:
         columns = (Column("velocity", has_channels=True), Column("particles", has_channels=True))
         return _dense_layout(file, "velocity", ("navier_stokes2d",), ("Vx", "Vy", "particles"), columns)
-    if {"nu", "tensor"} <= names:
-        columns = (Column("nu", has_time=False), Column("tensor"))
-        return _dense_layout(file, "steady", ("darcy2d",), ("nu", "u"), columns)
+    if "nu" in names:
+        return _steady_layout(file)
     if "tensor" in names and file["tensor"].ndim == 3:
         tasks = ("advection1d", "burgers1d", "reaction_diffusion1d")
         return _dense_layout(file, "tensor", tasks, ("u",), (Column("tensor"),))
@@ -156,14 +176,12 @@ def _dense_layout(
     problems: list[DataProblem] = []
     for column in columns:
         dataset = file[column.dataset]
-        if dataset.ndim < 2 + column.has_time + column.has_channels:
+        if dataset.ndim < 3 + column.has_channels:
             raise bad(file.filename, f"its shape {dataset.shape} has too few dimensions", REWRITE, column.dataset)
-    num, _, _, grid_shape = columns[0].shape(file)
-    frames = 1
+    num, frames, _, grid_shape = columns[0].shape(file)
     for column in columns:
         dataset, where = file[column.dataset], f"dataset {column.dataset}"
-        column_num, column_frames, _, column_grid = column.shape(file)
-        frames = column_frames or frames
+        column_num, frames, _, column_grid = column.shape(file)
         if _not_numbers(dataset):
             problems.append(DataProblem(file.filename, f"holds {dataset.dtype}, not floats", where, REWRITE))
         if (column_num, column_grid) != (num, grid_shape):
@@ -180,6 +198,33 @@ def _dense_layout(
         lengths=(frames,) * num,
         axes=axes,
         times=times,
+        problems=tuple(problems),
+    )
+
+
+def _steady_layout(file: h5py.File) -> SteadyLayout:
+    """Samples of one coefficient and one solution each; a file of coefficients alone has none of the latter."""
+    given, sought = file["nu"], file.get("tensor")
+    if given.ndim < 2:
+        raise bad(file.filename, f"its shape {given.shape} has too few dimensions", REWRITE, "nu")
+    num, *grid_shape = given.shape
+    problems = [
+        DataProblem(file.filename, f"holds {dataset.dtype}, not floats", f"dataset {name}", REWRITE)
+        for name, dataset in (("nu", given), ("tensor", sought))
+        if dataset is not None and _not_numbers(dataset)
+    ]
+    if sought is not None and sought.shape != (num, 1, *grid_shape):
+        what = f"its shape {sought.shape} does not fit {num} solutions on a grid of {tuple(grid_shape)}"
+        problems.append(DataProblem(file.filename, what, "dataset tensor", REWRITE))
+    return SteadyLayout(
+        name="steady",
+        tasks=(f"darcy{len(grid_shape)}d",),
+        fields=("u",),
+        given=("a",),
+        grid_shape=tuple(grid_shape),
+        lengths=(1 if sought is None else 2,) * num,
+        axes=tuple(_coordinates(file, f"{axis}-coordinate") for axis in AXES[: len(grid_shape)]),
+        times=np.array([0.0, 1.0]),
         problems=tuple(problems),
     )
 

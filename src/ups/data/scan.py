@@ -84,24 +84,33 @@ class _Tally:
 def scan(file: h5py.File, layout: Layout) -> Scan:
     """Reads every value of an open file once, block by block.
 
-    A field is called constant in a trajectory when it has one value over all of its space and time.
+    A field is called constant in a trajectory when it has one value over all of its space and time. What a steady
+    problem is given may be uniform in a sample (one medium), but not over the whole file.
 
     Raises:
         DataError: bytes that cannot be read.
     """
-    tallies = [_Tally(name) for name in layout.fields]
+    tallies = [[_Tally(name) for name in names] for names, _ in layout.roles]
     content = hashlib.blake2b(digest_size=16)
     problems: list[DataProblem] = []
     for trajectory, frames in _trajectories(file, layout):
         content.update(hash_frames(frames).encode())
-        for channel, tally in enumerate(tallies):
-            values = frames[:, channel]
-            tally.add(values)
-            problems += _faults(file.filename, f"{layout.place(trajectory)}, field {tally.name}", values)
+        for (names, part), of_role in zip(layout.roles, tallies, strict=True):
+            for channel, tally in enumerate(of_role):
+                values = frames[part, channel]
+                tally.add(values)
+                place = f"{layout.place(trajectory)}, field {tally.name}"
+                uniform = bool(layout.given) and names is layout.given
+                problems += _faults(file.filename, place, values, part.start or 0, uniform_is_fine=uniform)
     if len(problems) > MOST_LISTED:
         more = f"{len(problems) - MOST_LISTED} more such faults in other trajectories"
         problems[MOST_LISTED:] = [DataProblem(file.filename, more, "", REMEDY)]
-    return Scan(tuple(tally.range() for tally in tallies), content.hexdigest(), tuple(problems))
+    for tally in tallies[0] if layout.given else ():
+        if tally.num and tally.low == tally.high:
+            what = f"is constant ({tally.low:g}) over all samples"
+            problems.append(DataProblem(file.filename, what, f"field {tally.name}", "give what the solutions are of"))
+    ranges = tuple(tally.range() for of_role in tallies for tally in of_role)
+    return Scan(ranges, content.hexdigest(), tuple(problems))
 
 
 def _trajectories(file: h5py.File, layout: Layout) -> Iterator[tuple[int, np.ndarray]]:
@@ -120,11 +129,12 @@ def _trajectories(file: h5py.File, layout: Layout) -> Iterator[tuple[int, np.nda
         first = last
 
 
-def _faults(file: str, place: str, values: np.ndarray) -> Iterator[DataProblem]:
+def _faults(file: str, place: str, values: np.ndarray, first: int, *, uniform_is_fine: bool) -> Iterator[DataProblem]:
+    """What is wrong with the values of one field, of the frames from `first` on."""
     finite = np.isfinite(values)
     if not finite.all():
         frames = np.flatnonzero(~finite.reshape(len(values), -1).all(axis=1))
         what = f"{int((~finite).sum())} values are NaN or Inf"
-        yield DataProblem(file, what, f"{place}, first in frame {int(frames[0])}", REMEDY)
-    elif values.size and values.min() == values.max():
+        yield DataProblem(file, what, f"{place}, first in frame {first + int(frames[0])}", REMEDY)
+    elif not uniform_is_fine and values.size and values.min() == values.max():
         yield DataProblem(file, f"is constant ({values.flat[0]:g})", place, REMEDY)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,9 @@ from ups.physics.equations import Equation
 
 BLOCK_BYTES = 64 << 20
 """How much is read from a file at once."""
+
+Cut = Callable[[slice], Tensor]
+"""Windows (window, time, channel, *grid) by their places among those that were cut."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +79,19 @@ class Source:
 
 
 class Frames(ABC):
-    """Where the frames of a set are."""
+    """Where the frames of a set are.
+
+    Attributes:
+        in_memory: whether they are held in memory rather than read as they are needed.
+        device: where windows of them come to be.
+    """
+
+    in_memory: bool
+    device: torch.device
 
     @abstractmethod
-    def gather(self, trajectory: Tensor, start: Tensor, length: int) -> Tensor:
-        """`length` frames of each trajectory from its start on: (window, time, channel, *grid)."""
+    def cut(self, trajectory: Tensor, start: Tensor, length: int) -> Cut:
+        """Windows of `length` frames of each trajectory from its start on; none is copied before it is asked for."""
 
     @abstractmethod
     def subset(self, trajectories: Tensor) -> Frames:
@@ -93,20 +104,20 @@ class MemoryFrames(Frames):
     Args:
         frames: (frame, channel, *grid).
         first: where in it each trajectory begins.
+        in_memory: False where the tensor is a memory-mapped file.
     """
 
-    def __init__(self, frames: Tensor, first: Tensor) -> None:
+    def __init__(self, frames: Tensor, first: Tensor, *, in_memory: bool = True) -> None:
         self.frames, self.first = frames, first
+        self.in_memory, self.device = in_memory, frames.device
 
-    def gather(self, trajectory: Tensor, start: Tensor, length: int) -> Tensor:
-        shape = self.frames.shape[1:]
-        size = shape.numel()
-        windows = self.frames.as_strided((len(self.frames) - length + 1, length * size), (size, 1))  # they overlap
-        place = (self.first[trajectory] + start).to(self.frames.device, non_blocking=True)
-        return windows.index_select(0, place).reshape(len(trajectory), length, *shape)
+    def cut(self, trajectory: Tensor, start: Tensor, length: int) -> Cut:
+        windows = self.frames.unfold(0, length, 1).movedim(-1, 1)  # a view: they overlap
+        place = (self.first[trajectory] + start).to(self.device, non_blocking=True)
+        return lambda part: windows.index_select(0, place[part])
 
     def subset(self, trajectories: Tensor) -> MemoryFrames:
-        return MemoryFrames(self.frames, self.first[trajectories])
+        return MemoryFrames(self.frames, self.first[trajectories], in_memory=self.in_memory)
 
 
 class DiskFrames(Frames):
@@ -116,10 +127,15 @@ class DiskFrames(Frames):
         home: source and number in its file of each trajectory.
     """
 
+    in_memory, device = False, torch.device("cpu")
+
     def __init__(self, home: Sequence[tuple[Source, int]]) -> None:
         self._home = tuple(home)
 
-    def gather(self, trajectory: Tensor, start: Tensor, length: int) -> Tensor:
+    def cut(self, trajectory: Tensor, start: Tensor, length: int) -> Cut:
+        return lambda part: self._read(trajectory[part], start[part], length)
+
+    def _read(self, trajectory: Tensor, start: Tensor, length: int) -> Tensor:
         windows = []
         for number, first in zip(trajectory.tolist(), start.tolist(), strict=True):
             source, index = self._home[number]
@@ -172,7 +188,12 @@ class TrajectorySet:
     @property
     def in_memory(self) -> bool:
         """Whether the frames are held in memory rather than read as they are needed."""
-        return isinstance(self._frames, MemoryFrames)
+        return self._frames.in_memory
+
+    @property
+    def device(self) -> torch.device:
+        """Where windows come to be."""
+        return self._frames.device
 
     @property
     def content_hash(self) -> str:
@@ -182,19 +203,26 @@ class TrajectorySet:
     def gather(
         self, trajectory: Int64[Tensor, " window"], start: Int64[Tensor, " window"], length: int
     ) -> Float32[Tensor, "window time channel *grid"]:
-        """`length` frames of each named trajectory, from its start on.
+        """`length` frames of each named trajectory, from its start on; arguments and errors are those of `cut`."""
+        return self.cut(trajectory, start, length)(slice(None))
+
+    def cut(self, trajectory: Int64[Tensor, " window"], start: Int64[Tensor, " window"], length: int) -> Cut:
+        """Windows to be gathered some at a time: all that can be done once for all of them is.
 
         Args:
             trajectory: number of the trajectory of each window.
             start: first frame of each window.
             length: frames per window.
 
+        Returns:
+            What gathers those of a slice, each (time, channel, *grid).
+
         Raises:
             IndexError: a window that reaches over an end of its trajectory.
         """
         if ((start < 0) | (start + length > self.lengths[trajectory])).any():
             raise IndexError(f"{self.task}: a window of {length} frames reaches over an end of its trajectory")
-        return self._frames.gather(trajectory, start, length)
+        return self._frames.cut(trajectory, start, length)
 
     def trajectory(self, number: int) -> Float32[Tensor, "time channel *grid"]:
         """All frames of one trajectory."""
@@ -316,6 +344,7 @@ def not_finite(
     for number, frames in zip(numbers, bad, strict=True):
         if frames.any():
             frame, channel = (int(place[0]) for place in np.nonzero(frames))
-            where = f"{file.place(int(number))}, frame {frame}, field {file.fields[channel]}"
+            names = file.equation.roles[min(frame, len(file.equation.roles) - 1)]
+            where = f"{file.place(int(number))}, frame {frame}, field {names[channel].name}"
             problems.append(DataProblem(str(file.path), "NaN or Inf", where, "remove or regenerate the trajectory"))
     return problems

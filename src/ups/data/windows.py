@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ups.data.fields import Batch
-from ups.data.trajectories import TrajectorySet
+from ups.data.trajectories import Cut, Frames, TrajectorySet
 from ups.errors import DataError
 
 Place = tuple[int, int, int]
@@ -25,12 +25,20 @@ Place = tuple[int, int, int]
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Windows of one task: their trajectories, first frames and common length."""
+    """Windows of one task.
+
+    Args:
+        start: first frame of each.
+        length: frames of each.
+        params: of the trajectory of each.
+        values: gathers their frames, or the latents that stand for them.
+    """
 
     task: str
-    trajectory: Int64[Tensor, " window"]
     start: Int64[Tensor, " window"]
     length: int
+    params: Float[Tensor, "window parameter"]
+    values: Cut
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +73,7 @@ class WindowLoader:
         seed: of the order.
         shuffle: False keeps the order of trajectories and tasks.
         weights: of the windows of some tasks, by the number of their first frame in the trajectory; positive.
+        latents: of all frames of some tasks, (frame, latent, *tokens); their batches hold these instead of frames.
         rank: which share of every batch this process takes.
         world_size: how many processes share every batch.
         workers: threads that read ahead when a set is not in memory.
@@ -84,6 +93,7 @@ class WindowLoader:
         *,
         shuffle: bool = True,
         weights: Mapping[str, Float[Tensor, " start"]] | None = None,
+        latents: Mapping[str, Frames] | None = None,
         rank: int = 0,
         world_size: int = 1,
         workers: int = 1,
@@ -93,13 +103,15 @@ class WindowLoader:
             raise DataError("no trajectories to cut windows from; name a task in data.task")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not one of {world_size} ranks")
-        self.sets = dict(sets)
+        self.sets, self.latents = dict(sets), dict(latents or {})
         self.batch_size, self.context, self.horizon = batch_size, context, horizon
         self.seed, self.shuffle, self.weights = seed, shuffle, dict(weights or {})
         self.rank, self.world_size = rank, world_size
         self.epoch, self._position = 0, 0
         self._plans: dict[tuple[int, int], EpochPlan] = {}
-        read_ahead = prefetch > 0 and workers > 0 and not all(one.in_memory for one in self.sets.values())
+        self._constants: dict[tuple[str, int, int], tuple[Tensor, Tensor | None]] = {}
+        read = [self.latents.get(task, one) for task, one in self.sets.items()]
+        read_ahead = prefetch > 0 and workers > 0 and not all(source.in_memory for source in read)
         self._pool = ThreadPoolExecutor(workers, "read-ahead") if read_ahead else None
         self._prefetch = prefetch
         self._ahead: deque[tuple[Place, Future[Batch]]] = deque()
@@ -127,7 +139,7 @@ class WindowLoader:
     def next_batch(self) -> Batch:
         """The next batch; the position moves on, into the next epoch after the last."""
         place = (self.epoch, self._position, self.horizon)
-        batch = self._gather(self._windows(*place)) if self._pool is None else self._read_ahead(place, self._pool)
+        batch = self._gather(*self._share(*place)) if self._pool is None else self._read_ahead(place, self._pool)
         self.epoch, self._position, _ = self._following(*place)
         return batch
 
@@ -206,7 +218,9 @@ class WindowLoader:
             order = self._order(task, counts, epoch)
             trajectory = torch.arange(trajectories.num).repeat_interleave(counts)[order]
             first = (counts.cumsum(0) - counts)[trajectory]
-            windows[task] = Windows(task, trajectory, order - first, length)
+            start, source = order - first, self.latents.get(task, trajectories)
+            params = trajectories.params[trajectory].to(source.device, non_blocking=True)
+            windows[task] = Windows(task, start, length, params, source.cut(trajectory, start, length))
             steps = min(math.ceil(num / (self.batch_size * self.world_size)), num // self.world_size)
             edges = [num * step // steps for step in range(steps + 1)]
             batches += [(task, low, high) for low, high in pairwise(edges)]
@@ -237,19 +251,28 @@ class WindowLoader:
         last = position + 1 == len(self._plan(epoch, horizon).batches)
         return (epoch + 1, 0, horizon) if last else (epoch, position + 1, horizon)
 
-    def _windows(self, epoch: int, position: int, horizon: int) -> Windows:
-        """This rank's share of the windows of one place in the order."""
+    def _share(self, epoch: int, position: int, horizon: int) -> tuple[Windows, slice]:
+        """The windows of an epoch's task, and which of them are this rank's share of one place in the order."""
         plan = self._plan(epoch, horizon)
         task, low, high = plan.batches[position]
-        windows, mine = plan.windows[task], slice(low + self.rank, high, self.world_size)
-        return Windows(task, windows.trajectory[mine], windows.start[mine], windows.length)
+        return plan.windows[task], slice(low + self.rank, high, self.world_size)
 
-    def _gather(self, windows: Windows) -> Batch:
-        trajectories = self.sets[windows.task]
-        frames = trajectories.gather(windows.trajectory, windows.start, windows.length)
-        dt = torch.full((len(frames),), trajectories.dt, device=frames.device)
-        params = trajectories.params[windows.trajectory].to(frames.device, non_blocking=True)
-        return Batch(windows.task, frames, dt, params, trajectories.grid, self.context)
+    def _gather(self, windows: Windows, mine: slice) -> Batch:
+        task, grid, values = windows.task, self.sets[windows.task].grid, windows.values(mine)
+        size = (task, len(values), windows.length)
+        if size not in self._constants:
+            self._constants[size] = self._make_constants(*size)
+        dt, shape = self._constants[size]
+        if shape is None:
+            return Batch(task, values, dt, windows.params[mine], grid, self.context)
+        return Batch(task, shape, dt, windows.params[mine], grid, self.context, values)
+
+    def _make_constants(self, task: str, num: int, length: int) -> tuple[Tensor, Tensor | None]:
+        """What batches of one size share: dt, and frames without values where there are latents in their place."""
+        trajectories, latents = self.sets[task], self.latents.get(task)
+        dt = torch.full((num,), trajectories.dt, device=trajectories.device if latents is None else latents.device)
+        frame = (len(trajectories.equation.fields), *trajectories.grid.shape)
+        return dt, None if latents is None else torch.empty(num, length, *frame, device="meta")
 
     def _read_ahead(self, place: Place, pool: ThreadPoolExecutor) -> Batch:
         """The batch of a place, from what was read ahead; reading of the following ones is set going.
@@ -260,7 +283,7 @@ class WindowLoader:
             self._drop_ahead()
         upcoming = self._following(*self._ahead[-1][0]) if self._ahead else place
         while len(self._ahead) <= self._prefetch:
-            self._ahead.append((upcoming, pool.submit(self._gather, self._windows(*upcoming))))
+            self._ahead.append((upcoming, pool.submit(self._gather, *self._share(*upcoming))))
             upcoming = self._following(*upcoming)
         return self._ahead.popleft()[1].result()
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,116 +11,28 @@ import torch
 from ups.data.trajectories import TrajectorySet
 from ups.errors import UpsError
 from ups.evaluation import metrics, showcase
+from ups.evaluation.ensembles import EnsembleAccumulator, no_ensemble
 from ups.evaluation.protocol import MODES, Protocol, describe
-from ups.evaluation.rollout import has_codec, predict_single_steps, reconstruct, rollout_trajectories
-from ups.evaluation.scores import SCHEMA_VERSION, Score, ScoreAccumulator, TaskScores, mean_score
+from ups.evaluation.result import Evaluation, TaskEvaluation
+from ups.evaluation.rollout import (
+    has_codec,
+    predict_single_steps,
+    reconstruct,
+    rollout_ensembles,
+    rollout_trajectories,
+)
+from ups.evaluation.scores import EnsembleSummary, Score, ScoreAccumulator, TaskScores, mean_score
 from ups.evaluation.showcase import Showcase
-from ups.files import write_whole
 from ups.models.emulator import Emulator
-from ups.physics.solvers.cost import SolverCost
 from ups.runtime import Progress, SilentProgress
 
 __all__ = ["Evaluation", "Protocol", "TaskEvaluation", "evaluate"]
 
 
 DETERMINISTIC = "the prediction is deterministic: there is no ensemble to score"
+NO_MEMBERS = "no ensemble was rolled out: evaluation.members is less than two"
+OTHER_MODE = "ensembles are rolled out in the protocol's own mode alone"
 NO_SOLVER = "no reference solver was timed"
-
-
-@dataclass(frozen=True)
-class TaskEvaluation:
-    """Every emulator's scores on one task.
-
-    Args:
-        emulators: by name, the one under judgement first.
-        modes: scores of that one in the roll-out mode that is not the protocol's.
-        facts: what a reader of the scores needs to know of the task.
-        showcases: trajectories to look at.
-    """
-
-    emulators: Mapping[str, TaskScores]
-    modes: Mapping[str, TaskScores]
-    facts: Mapping[str, Any]
-    showcases: tuple[Showcase, ...]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of one emulator and its baselines on one or more tasks.
-
-    Args:
-        protocol: what was scored, and how, with the hash of that.
-        tasks: by name.
-    """
-
-    protocol: Mapping[str, Any]
-    tasks: Mapping[str, TaskEvaluation]
-    subject: str = field(default="ups")
-
-    def scores(self, task: str, emulator: str | None = None) -> Mapping[str, Score]:
-        """Scores by metric of one emulator, by default the one under judgement."""
-        return self.tasks[task].emulators[emulator or self.subject].scores
-
-    def with_solver_costs(
-        self, costs: Mapping[str, SolverCost], reasons: Mapping[str, str] | None = None
-    ) -> Evaluation:
-        """The evaluation with `solver_speedup` filled in: the solver's seconds per trajectory over the emulator's.
-
-        Args:
-            costs: by task, of the coarsest reference solution at least as accurate as the emulator, over the same
-                frames.
-            reasons: by task, why the reference solver could not be timed.
-        """
-        tasks = dict(self.tasks)
-        for name, reason in (reasons or {}).items():
-            tasks[name] = self._with_speedup(tasks[name], Score(None, reason))
-        for name, cost in costs.items():
-            task = tasks[name]
-            speedup = _speedup(task.emulators[self.subject], cost, task.facts["steps"])
-            solver = {
-                "resolution": cost.resolution,
-                "nrmse": cost.nrmse,
-                "seconds": cost.seconds_per_trajectory,
-                "found": cost.found,
-            }
-            tasks[name] = replace(self._with_speedup(task, speedup), facts={**task.facts, "solver": solver})
-        return replace(self, tasks=tasks)
-
-    def _with_speedup(self, task: TaskEvaluation, speedup: Score) -> TaskEvaluation:
-        ours = task.emulators[self.subject]
-        ours = replace(ours, scores={**ours.scores, "solver_speedup": speedup})
-        return replace(task, emulators={**task.emulators, self.subject: ours})
-
-    def to_json(self) -> dict[str, Any]:
-        """The scores in the layout of `evaluation/full.json`; `reasons` mirrors it where a score is null."""
-        found: dict[str, Any] = {"tasks": {}, "baselines": {}, "modes": {}}
-        for task, result in self.tasks.items():
-            for name, scores in result.emulators.items():
-                group = found["tasks"] if name == self.subject else found["baselines"].setdefault(name, {})
-                group[task] = scores.scores
-            for mode, scores in result.modes.items():
-                found["modes"].setdefault(mode, {})[task] = scores.scores
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "protocol": dict(self.protocol),
-            **_leaves(found, lambda score: score.value),
-            "reasons": _leaves(found, lambda score: score.reason, keep_none=False),
-            "details": {task: _details(result) for task, result in self.tasks.items()},
-        }
-
-    def save(self, folder: Path, scope: str) -> None:
-        """Writes `SCOPE.json`, and for the scope `full` the trajectories to look at, `fields.npz`.
-
-        Args:
-            folder: the run's `evaluation` folder, made when it is missing.
-            scope: `small` or `full`.
-
-        Raises:
-            UpsError: the folder cannot be written.
-        """
-        if scope == "full":
-            showcase.save(folder / "fields.npz", [one for task in self.tasks.values() for one in task.showcases])
-        write_whole(folder / f"{scope}.json", json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
 
 
 def evaluate(
@@ -157,7 +67,8 @@ def evaluate(
         emulator.to(device).eval()
     subject = next(iter(emulators))
     chosen = {task: protocol.choose(trajectories) for task, trajectories in sets.items()}
-    progress.start(f"evaluate {protocol.split}", (len(emulators) + 1) * sum(map(len, chosen.values())), "roll-outs")
+    passes = len(emulators) + 1 + sum(emulator.draws and protocol.members > 1 for emulator in emulators.values())
+    progress.start(f"evaluate {protocol.split}", passes * sum(map(len, chosen.values())), "roll-outs")
     scorer = _Scorer(protocol, device, progress)
     tasks = {}
     for task, trajectories in sets.items():
@@ -170,14 +81,8 @@ def evaluate(
         modes = {other: scorer.score(emulators[subject], trajectories, indices, mode=other)}
         kept: tuple[Showcase, ...] = ()
         if showcases:
-            context = emulators[subject].tasks[task].context
-            options: dict[str, Any] = {
-                "context": context,
-                "steps": protocol.steps,
-                "mode": protocol.mode,
-                "device": device,
-            }
-            kept = showcase.take(emulators, trajectories, showcase.choose(found[subject].per_sample), **options)
+            roles = showcase.choose(found[subject].per_sample)
+            kept = showcase.take(emulators, trajectories, roles, protocol=protocol, device=device)
         tasks[task] = TaskEvaluation(found, modes, _facts(trajectories, found[subject]), kept)
     progress.finish(f"nrmse {_text(tasks, subject)}")
     contexts = {task: emulators[subject].tasks[task].context for task in sets}
@@ -211,8 +116,7 @@ class _Scorer:
             timed=True,
         ):
             gathered.add(batch)
-            self.done.append(len(batch.indices))
-            self.progress.update(sum(self.done), f"{trajectories.task} {emulator.name}")
+            self._count(batch.indices, f"{trajectories.task} {emulator.name}")
         result = gathered.finish()
         single, codec = [], []
         for index in indices:
@@ -228,21 +132,45 @@ class _Scorer:
                 single, "a single step from true frames is not finite, or a true field is zero"
             ),
             "codec_nrmse": mean_score(codec, "a decoded frame is not finite, or a true field is zero"),
-            **{name: Score(None, DETERMINISTIC) for name in ("crps", "spread_skill", "ece")},
             "solver_speedup": Score(None, NO_SOLVER),
         }
         if not has_codec(emulator):
             more["codec_nrmse"] = Score(None, f"{emulator.name} has no codec")
-        return replace(result, scores={**result.scores, **more})
+        spread, ensemble = self._ensembles(emulator, trajectories, indices, mode)
+        return replace(result, scores={**result.scores, **more, **spread}, ensemble=ensemble)
 
+    def _ensembles(
+        self, emulator: Emulator, trajectories: TrajectorySet, indices: Sequence[int], mode: str | None
+    ) -> tuple[dict[str, Score], EnsembleSummary | None]:
+        """Scores of the emulator's ensembles, or why it has none."""
+        protocol = self.protocol
+        if not emulator.draws:
+            return no_ensemble(DETERMINISTIC), None
+        if protocol.members < 2:
+            return no_ensemble(NO_MEMBERS), None
+        if mode is not None and mode != protocol.mode:
+            return no_ensemble(OTHER_MODE), None
+        gathered = EnsembleAccumulator([one.name for one in trajectories.equation.fields], protocol.members)
+        for batch in rollout_ensembles(
+            emulator,
+            trajectories,
+            indices,
+            members=protocol.members,
+            seed=protocol.seed,
+            context=emulator.tasks[trajectories.task].context,
+            steps=protocol.steps,
+            mode=protocol.mode,
+            batch_size=protocol.batch_size,
+            device=self.device,
+            timed=True,
+        ):
+            gathered.add(batch)
+            self._count(batch.indices, f"{trajectories.task} {emulator.name}, {protocol.members} members")
+        return gathered.finish()
 
-def _speedup(ours: TaskScores, cost: SolverCost, steps: int) -> Score:
-    if not cost.found:
-        return Score(None, "the reference solver did not reach this nrmse at any resolution tried")
-    seconds = ours.scores["wall_clock"].value
-    if seconds is None or seconds <= 0:
-        return Score(None, "the emulator's own time is not known")
-    return Score(cost.seconds_per_trajectory / (seconds * steps))
+    def _count(self, indices: Sequence[int], what: str) -> None:
+        self.done.append(len(indices))
+        self.progress.update(sum(self.done), what)
 
 
 def _facts(trajectories: TrajectorySet, ours: TaskScores) -> dict[str, Any]:
@@ -259,30 +187,6 @@ def _facts(trajectories: TrajectorySet, ours: TaskScores) -> dict[str, Any]:
         "steps": len(ours.curve.mean),
         "timed_batch": ours.timed_batch,
         "parameters": ranges,
-    }
-
-
-def _leaves(tree: Any, read: Any, keep_none: bool = True) -> Any:
-    """The same nested dictionaries with what `read` makes of each score."""
-    if isinstance(tree, Score):
-        return read(tree)
-    found = {key: _leaves(value, read, keep_none) for key, value in tree.items()}
-    return found if keep_none else {key: value for key, value in found.items() if value not in (None, {})}
-
-
-def _details(task: TaskEvaluation) -> dict[str, Any]:
-    def of(scores: TaskScores) -> dict[str, Any]:
-        spectrum = scores.spectrum
-        return {
-            "per_sample": {str(index): error for index, error in scores.per_sample.items()},
-            "error_curve": vars(scores.curve),
-            "spectrum": None if spectrum is None else vars(spectrum),
-        }
-
-    return {
-        **task.facts,
-        "emulators": {name: of(scores) for name, scores in task.emulators.items()},
-        "modes": {mode: of(scores) for mode, scores in task.modes.items()},
     }
 
 

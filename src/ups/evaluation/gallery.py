@@ -14,6 +14,9 @@ from ups.evaluation.showcase import Array, Showcase
 FRAMES_SHOWN = 5
 """Frames of a two-dimensional trajectory that stand side by side."""
 
+BANDS_SHOWN = 4
+"""Frames of a one-dimensional ensemble that stand side by side."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -24,6 +27,21 @@ class Picture:
     low: str
     high: str
     gradient: str
+
+
+@dataclass(frozen=True)
+class EnsembleGallery:
+    """Pictures of one field of the ensemble of one trajectory.
+
+    Args:
+        rows: mean, error of the mean and spread, several frames each; empty in one dimension.
+        bands: truth, mean and the members' band of several frames; empty in two.
+        times: of the frames.
+    """
+
+    rows: tuple[tuple[str, tuple[Picture, ...]], ...]
+    bands: tuple[Markup, ...]
+    times: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,7 @@ class Gallery:
     rows: tuple[tuple[str, tuple[Picture, ...]], ...]
     times: tuple[str, ...]
     profile: Markup | None
+    ensemble: EnsembleGallery | None
 
 
 def make_gallery(one: Showcase, channel: int, ours: Array, drawn: Mapping[int, Array]) -> Gallery:
@@ -63,7 +82,30 @@ def make_gallery(one: Showcase, channel: int, ours: Array, drawn: Mapping[int, A
     if not plane:
         points = np.linspace(*one.extent[0], truth.shape[1]).tolist()
         profile = plots.profile(points, truth[-1].tolist(), {k: p[-1, channel].tolist() for k, p in drawn.items()})
-    return Gallery(one.fields[channel] if len(one.fields) > 1 else "", made, times, profile)
+    name = one.fields[channel] if len(one.fields) > 1 else ""
+    return Gallery(name, made, times, profile, _ensemble(one, channel) if one.ensemble else None)
+
+
+def _ensemble(one: Showcase, channel: int) -> EnsembleGallery:
+    """In a plane mean, error of the mean and spread, the last two on one scale; on a line bands at a few times."""
+    truth, mean = one.truth[:, channel], one.ensemble["mean"][:, channel]
+    plane = truth.ndim == 3
+    shown = min(FRAMES_SHOWN if plane else BANDS_SHOWN, len(truth) - 1)
+    frames = np.linspace(0, len(truth) - 1, shown + 1).round().astype(int).tolist()[1:]  # the first is given
+    times = tuple(f"t = {one.times[frame]:.3g}" for frame in frames)
+    if not plane:
+        points = np.linspace(*one.extent[0], truth.shape[1]).tolist()
+        lines = (truth, mean, *(one.ensemble[name][:, channel] for name in ("low", "high")))
+        bands = tuple(plots.band(points, *(values[frame].tolist() for values in lines)) for frame in frames)
+        return EnsembleGallery((), bands, times)
+    error, spread = np.abs(mean - truth), one.ensemble["spread"][:, channel]
+    size = (0.0, max(pictures.reach(error), pictures.reach(spread)), pictures.SIZE_MAP)
+    field = (*pictures.shown(truth), pictures.FIELD_MAP)
+    rows = (("ensemble mean", mean, field), ("|error| of the mean", error, size), ("spread", spread, size))
+    made = tuple(
+        (label, tuple(_picture(values[frame], label, *scale) for frame in frames)) for label, values, scale in rows
+    )
+    return EnsembleGallery(made, (), times)
 
 
 def _picture(values: Array, label: str, low: float, high: float, colours: str) -> Picture:

@@ -65,6 +65,26 @@ def mean_squared_error(prediction: Trajectories, truth: Trajectories) -> PerSamp
     return mean_square_error(prediction, truth).mean(dim=(1, 2))
 
 
+def mean_absolute_error(prediction: Trajectories, truth: Trajectories) -> PerSample:
+    """Mean over space, time and channels of |p - u|, in the field's unit: the CRPS of a forecast without spread."""
+    return (prediction.double() - truth.double()).abs().flatten(1).mean(dim=1)
+
+
+def relative_absolute_error(prediction: Trajectories, truth: Trajectories) -> PerSample:
+    """Mean over channels of mean_{x,t} |p - u| / sqrt(mean_{x,t} u^2): no channel's unit outweighs another's."""
+    error = (prediction.double() - truth.double()).abs().flatten(3).mean(dim=(1, 3))
+    return over_size(error, mean_square(truth))
+
+
+def over_size(values: Float64[Tensor, "sample channel"], power: Float64[Tensor, "sample time channel"]) -> PerSample:
+    """Mean over channels of values in their fields' units over the rms of each field.
+
+    Args:
+        power: `mean_square` of the truth.
+    """
+    return (values / power.mean(dim=1).sqrt()).mean(dim=1)
+
+
 def max_error(prediction: Trajectories, truth: Trajectories) -> PerSample:
     """Largest |p - u| over space, time and channels."""
     return (prediction.double() - truth.double()).abs().flatten(1).amax(dim=1)

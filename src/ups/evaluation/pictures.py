@@ -14,8 +14,8 @@ from matplotlib.image import imsave
 
 from ups.evaluation.showcase import Array, Showcase
 
-FIELD_MAP, ERROR_MAP = "viridis", "RdBu_r"
-"""A perceptually uniform map for fields, and one that is centred at zero for errors."""
+FIELD_MAP, ERROR_MAP, SIZE_MAP = "viridis", "RdBu_r", "magma"
+"""Perceptually uniform maps for fields and for sizes that begin at zero, and one centred at zero for errors."""
 
 PLAYER_BYTES = 3_000_000
 """What all the numbers of the player may take on the page."""

@@ -105,6 +105,48 @@ def spectrum(
         return _svg(figure)
 
 
+def reliability(coverage: Mapping[int, tuple[Sequence[float], Sequence[float]]]) -> Markup:
+    """Empirical against nominal coverage of central intervals; the diagonal is perfect.
+
+    Args:
+        coverage: nominal and empirical coverage of each ensemble, by its emulator's number on the page.
+    """
+    with _chart("Reliability: empirical against promised coverage") as (figure, axes):
+        axes.plot([0, 1], [0, 1], color=TRUTH, linewidth=3.2, alpha=0.35)
+        for number, (nominal, empirical) in reversed(list(coverage.items())):
+            colour = SERIES[number % len(SERIES)]
+            axes.plot(nominal, empirical, color=colour, linewidth=1.6, marker="o", markersize=3.6)
+        axes.text(0.03, 0.96, "too wide", color=MUTED, fontsize=8, va="top")
+        axes.text(0.97, 0.05, "too narrow", color=MUTED, fontsize=8, ha="right", va="bottom")
+        axes.set(xlim=(0, 1.01), ylim=(0, 1.02))
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
+        axes.set_xlabel("interval of so many %")
+        axes.set_ylabel("holds the truth in so many %")
+        return _svg(figure)
+
+
+def spread_and_skill(
+    number: int, skill: Sequence[float], spread: Sequence[float], crps: Sequence[float], dt: float
+) -> Markup:
+    """Error of an ensemble's mean (line), spread of its members (dashed) and CRPS (dotted) against time.
+
+    Args:
+        number: the emulator's on the page.
+        skill: one value per frame, as of `spread` and `crps`.
+        dt: time between frames.
+    """
+    with _chart("Spread and error against time") as (figure, axes):
+        colour, times = SERIES[number % len(SERIES)], [dt * (frame + 1) for frame in range(len(skill))]
+        for curve, line, width in ((skill, "-", 2.0), (spread, (0, (4, 2)), 1.8), (crps, (0, (1, 1.6)), 1.4)):
+            values = [value if value > 0 else math.nan for value in curve]  # the axis is logarithmic
+            axes.plot(times, values, color=colour, linewidth=width, linestyle=line, marker=_marker(values))
+        _log(axes)
+        axes.set_xlabel("time")
+        axes.set_ylabel("in the field's unit")
+        return _svg(figure)
+
+
 def sample_errors(errors: Mapping[str, Sequence[float | None]]) -> Markup:
     """The nrmse of every trajectory, one row of marks for each emulator, its median as a bar."""
     with _chart("nRMSE of every trajectory", height=0.75 + 0.36 * len(errors)) as (figure, axes):
@@ -149,6 +191,21 @@ def profile(points: Sequence[float], truth: Sequence[float], predictions: Mappin
         axes.plot(points, truth, color=TRUTH, linewidth=3.6, alpha=0.4)
         for number, values in reversed(list(predictions.items())):
             axes.plot(points, _gaps(values), color=SERIES[number % len(SERIES)], linewidth=1.4)
+        axes.margins(x=0)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_xlabel("x")
+        return _svg(figure)
+
+
+def band(
+    points: Sequence[float], truth: Sequence[float], mean: Sequence[float], low: Sequence[float], high: Sequence[float]
+) -> Markup:
+    """One frame of a one-dimensional field: truth broad, the ensemble's mean fine, and the band of its members."""
+    with _chart("Truth, ensemble mean and band", width=3.1, height=2.5) as (figure, axes):
+        axes.plot(points, truth, color=TRUTH, linewidth=3.6, alpha=0.4)
+        axes.fill_between(points, low, high, color=SERIES[0], alpha=0.3, linewidth=0)
+        axes.plot(points, mean, color=SERIES[0], linewidth=1.2)
         axes.margins(x=0)
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_locator(MaxNLocator(4))

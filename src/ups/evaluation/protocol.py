@@ -25,7 +25,10 @@ class Protocol:
         max_samples: trajectories per task, spread evenly over the split; None takes all.
         steps: frames to predict; None goes to the end of each trajectory.
         mode: `latent` stays in latent space between steps; `physical` decodes and encodes at each.
-        batch_size: trajectories rolled out together, which is also what the wall clock is taken of.
+        batch_size: trajectories rolled out together, which is also what the wall clock is taken of; of ensembles, as
+            many trajectories as have so many members together.
+        members: roll-outs in the ensemble of each trajectory, by emulators that draw; 0 or 1 rolls no ensemble.
+        seed: of the members' draws.
     """
 
     split: str = "test"
@@ -33,6 +36,8 @@ class Protocol:
     steps: int | None = None
     mode: str = "latent"
     batch_size: int = 32
+    members: int = 8
+    seed: int = 0
 
     def choose(self, trajectories: TrajectorySet) -> list[int]:
         """Numbers of the trajectories of a set that are scored."""
@@ -60,7 +65,14 @@ def describe(
         }
         for task, trajectories in sets.items()
     }
-    asked = {"split": protocol.split, "steps": protocol.steps, "rollout_mode": protocol.mode, "tasks": tasks}
+    asked = {
+        "split": protocol.split,
+        "steps": protocol.steps,
+        "rollout_mode": protocol.mode,
+        "members": protocol.members,
+        "members_seed": protocol.seed,
+        "tasks": tasks,
+    }
     machine = {"device": _device_name(device), "threads": torch.get_num_threads(), "batch_size": protocol.batch_size}
     return {**asked, **machine, "hash": _hash(asked)}
 

@@ -15,8 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ups.errors import UpsError, UsageError
-from ups.evaluation import pictures, plots, showcase
+from ups.evaluation import pictures, plots, readings, showcase
 from ups.evaluation.gallery import Gallery, make_gallery
+from ups.evaluation.readings import EnsembleView
 from ups.evaluation.scores import SCHEMA_VERSION
 from ups.evaluation.showcase import Showcase
 from ups.evaluation.summary import Scores, number, plain, span, with_unit
@@ -137,6 +138,16 @@ class Run:
         """Whether some of the trajectories are of one dimension."""
         return any(one.truth.ndim == 3 for one in self.showcases)
 
+    @property
+    def has_planes(self) -> bool:
+        """Whether some of the trajectories are of two dimensions."""
+        return any(one.truth.ndim == 4 for one in self.showcases)
+
+    @property
+    def has_ensembles(self) -> bool:
+        """Whether some emulator drew an ensemble."""
+        return self.scores is not None and any(self.scores.ensembles(task) for task in self.scores.tasks)
+
     def of_task(self, task: str) -> tuple[Showcase, ...]:
         """Trajectories of one task."""
         return tuple(one for one in self.showcases if one.task == task)
@@ -158,6 +169,14 @@ class Run:
         """Errors of the trajectories one by one."""
         found, names = self._numbered(task), self._scored().emulators
         return plots.sample_errors({names[number]: list(one["per_sample"].values()) for number, one in found.items()})
+
+    def ensembles(self, task: str) -> list[EnsembleView]:
+        """What there is to say of the ensembles on a task."""
+        return readings.view_ensembles(self._scored(), task)
+
+    def reliability_chart(self, task: str) -> Markup:
+        """Empirical against nominal coverage."""
+        return readings.reliability_chart(self._scored(), task)
 
     def spectra(self, task: str) -> list[tuple[str, Markup]]:
         """A chart of the energy spectrum of each field; none where the emulator diverged."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,9 @@ TIMED_PASSES = 3
 
 TIMED_SECONDS = 2.0
 """How long these repetitions may take together."""
+
+ENSEMBLE_VALUES = 1 << 26
+"""Field values that ensembles are rolled out to at once; the ensemble of one trajectory may be larger."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +45,25 @@ class RolloutBatch:
     prediction: Float[Tensor, "sample time channel *grid"]
     truth: Float[Tensor, "sample time channel *grid"]
     params: Float[Tensor, "sample parameter"]
+    seconds: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class EnsembleBatch:
+    """Ensembles of trajectories of equal length, and the truth, in physical units.
+
+    Args:
+        indices: numbers of the trajectories in the set.
+        initial: the last given frame.
+        members: the frames after it, as each member has them.
+        truth: the same frames, as they are in the data.
+        seconds: wall clock of the roll-out of all of them; None where it was not timed.
+    """
+
+    indices: tuple[int, ...]
+    initial: Float[Tensor, "sample channel *grid"]
+    members: Float[Tensor, "member sample time channel *grid"]
+    truth: Float[Tensor, "sample time channel *grid"]
     seconds: float | None
 
 
@@ -83,6 +107,86 @@ def rollout_trajectories(
         yield RolloutBatch(tuple(numbers), given[:, -1], prediction, truth, params, seconds)
 
 
+def rollout_ensembles(
+    emulator: Emulator,
+    trajectories: TrajectorySet,
+    indices: Sequence[int],
+    *,
+    members: int,
+    seed: int,
+    context: int,
+    steps: int | None,
+    mode: str,
+    batch_size: int,
+    device: torch.device,
+    timed: bool = False,
+) -> Iterator[EnsembleBatch]:
+    """Ensembles of trajectories from their first `context` frames on, by an emulator that draws.
+
+    Args:
+        members: roll-outs of each trajectory, two or more.
+        seed: of the draws. The trajectories of a batch share one stream of random numbers, which depends on the seed,
+            the task and the first of them: another `batch_size` draws others.
+        batch_size: members rolled out together, or more where one trajectory has more; and never more trajectories
+            than make `ENSEMBLE_VALUES`.
+
+    The other arguments are those of `rollout_trajectories`.
+
+    Raises:
+        UpsError: the emulator draws no members.
+        DataError: a trajectory has no frame after the context.
+    """
+    field = len(trajectories.equation.fields) * math.prod(trajectories.grid.shape)
+    longest = max((_frames_after(trajectories, index, context, steps) for index in indices), default=1)
+    together = max(1, min(batch_size // members, ENSEMBLE_VALUES // (members * longest * field)))
+    for numbers, frames in _equal_batches(trajectories, indices, context, steps, together):
+        which, start = torch.tensor(numbers), torch.zeros(len(numbers), dtype=torch.int64)
+        given = trajectories.gather(which, start, context).to(device)
+        advance = partial(
+            _advance_members,
+            emulator,
+            given,
+            members=members,
+            seed=_seed(seed, trajectories.task, numbers[0]),
+            task=trajectories.task,
+            dt=torch.full((len(numbers),), trajectories.dt, device=device),
+            params=trajectories.params[which].to(device),
+            mode=mode,
+        )
+        if timed:
+            advance(steps=1)  # as in `rollout_trajectories`
+        began = _now(device)
+        found = advance(steps=frames)
+        seconds = _fastest(partial(advance, steps=frames), _now(device) - began, device) if timed else None
+        timed = False
+        truth = trajectories.gather(which, start + context, frames).to(device)
+        yield EnsembleBatch(tuple(numbers), given[:, -1], found, truth, seconds)
+
+
+@torch.no_grad()
+def _advance_members(
+    emulator: Emulator,
+    given: Tensor,
+    *,
+    steps: int,
+    members: int,
+    seed: int,
+    task: str,
+    dt: Tensor,
+    params: Tensor,
+    mode: str,
+) -> Float[Tensor, "member sample time channel *grid"]:
+    """The ensemble: a function of the given frames and the seed alone, however often it is asked for."""
+    rng = torch.Generator().manual_seed(seed)
+    return emulator.rollout_members(given, steps, members=members, task=task, dt=dt, params=params, mode=mode, rng=rng)
+
+
+def _seed(seed: int, task: str, index: int) -> int:
+    """A seed that no other batch has."""
+    digest = hashlib.sha256(f"{seed} {task} {index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
 @torch.no_grad()
 def _advance(
     emulator: Emulator, given: Tensor, *, steps: int, task: str, dt: Tensor, params: Tensor, mode: str
@@ -114,16 +218,21 @@ def _equal_batches(
     """Numbers of trajectories that are predicted together, and for how many frames."""
     groups: dict[int, list[int]] = {}
     for index in indices:
-        frames = int(trajectories.lengths[index]) - context
-        if frames < 1:
-            raise DataError(
-                f"{trajectories.task}: trajectory {index} has {frames + context} frames, of which {context} are given; "
-                "none is left to predict. Lower data.context or data.time_stride"
-            )
-        groups.setdefault(frames if steps is None else min(frames, steps), []).append(index)
-    for frames, members in groups.items():
-        for first in range(0, len(members), batch_size):
-            yield members[first : first + batch_size], frames
+        groups.setdefault(_frames_after(trajectories, index, context, steps), []).append(index)
+    for frames, numbers in groups.items():
+        for first in range(0, len(numbers), batch_size):
+            yield numbers[first : first + batch_size], frames
+
+
+def _frames_after(trajectories: TrajectorySet, index: int, context: int, steps: int | None) -> int:
+    """How many frames of a trajectory are predicted."""
+    frames = int(trajectories.lengths[index]) - context
+    if frames < 1:
+        raise DataError(
+            f"{trajectories.task}: trajectory {index} has {frames + context} frames, of which {context} are given; "
+            "none is left to predict. Lower data.context or data.time_stride"
+        )
+    return frames if steps is None else min(frames, steps)
 
 
 @torch.no_grad()

@@ -53,6 +53,42 @@ class Spectrum:
 
 
 @dataclass(frozen=True)
+class EnsembleCurves:
+    """One field's ensemble against time, frame by frame over all samples, in the field's unit.
+
+    Args:
+        field: its name.
+        crps: fair CRPS.
+        spread: standard deviation of the members, corrected for their number.
+        skill: root mean square error of their mean, which the spread should equal.
+    """
+
+    field: str
+    crps: tuple[float, ...]
+    spread: tuple[float, ...]
+    skill: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class EnsembleSummary:
+    """What is shown of an emulator's ensembles besides their scores.
+
+    Args:
+        members: how many each has.
+        nominal: coverage that central intervals promise.
+        empirical: coverage that they have.
+        ranks: how often the truth is larger than exactly 0, 1, ... members.
+        curves: against time, of each field.
+    """
+
+    members: int
+    nominal: tuple[float, ...]
+    empirical: tuple[float, ...]
+    ranks: tuple[float, ...]
+    curves: tuple[EnsembleCurves, ...]
+
+
+@dataclass(frozen=True)
 class TaskScores:
     """Everything measured of one emulator on one task.
 
@@ -62,6 +98,7 @@ class TaskScores:
         curve: error against time.
         spectrum: None when no sample reached the last frame with finite values.
         timed_batch: trajectories in the batch that the wall clock was taken of.
+        ensemble: None where no ensemble was rolled out, or one of them diverged.
     """
 
     scores: Mapping[str, Score]
@@ -69,6 +106,7 @@ class TaskScores:
     curve: ErrorCurve
     spectrum: Spectrum | None
     timed_batch: int | None
+    ensemble: EnsembleSummary | None = None
 
 
 def _mean(values: Tensor) -> float:
@@ -133,6 +171,8 @@ class ScoreAccumulator:
             "pdebench_nrmse": metrics.pdebench_nrmse(prediction, truth),
             "rel_l2": metrics.rel_l2(prediction, truth),
             "rmse": metrics.mean_squared_error(prediction, truth),
+            "mae": metrics.mean_absolute_error(prediction, truth),
+            "mae_relative": metrics.relative_absolute_error(prediction, truth),
             "max_error": metrics.max_error(prediction, truth),
             "vrmse": metrics.vrmse(prediction, truth),
             "spectral_low": low,

@@ -7,7 +7,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,17 @@ from torch import Tensor
 
 from ups.data.trajectories import TrajectorySet
 from ups.errors import DataError
-from ups.evaluation.rollout import rollout_trajectories
+from ups.evaluation.protocol import Protocol
+from ups.evaluation.rollout import rollout_ensembles, rollout_trajectories
 from ups.files import write_whole
 from ups.models.emulator import Emulator
 
 MOST_FRAMES = 64
 MOST_POINTS = {1: 128, 2: 64}
 """Points kept along each axis, by number of axes."""
+
+BAND = {"low": 0.1, "high": 0.9}
+"""Quantiles of the members between which a one-dimensional field's band is drawn."""
 
 Array = np.ndarray
 
@@ -42,6 +46,8 @@ class Showcase:
         extent: first and last coordinate of each axis.
         truth: (time, channel, *grid).
         predictions: by emulator, shaped as the truth; the initial frame is the given one.
+        ensemble: of the emulator under judgement: `mean` and `spread` (standard deviation) of the members, and in one
+            dimension `low` and `high`, the ends of their middle 80 %; shaped as the truth. Empty where it draws none.
     """
 
     task: str
@@ -53,6 +59,7 @@ class Showcase:
     extent: tuple[tuple[float, float], ...]
     truth: Array
     predictions: Mapping[str, Array]
+    ensemble: Mapping[str, Array] = field(default_factory=dict)
 
 
 def choose(per_sample: Mapping[int, float | None]) -> dict[str, int]:
@@ -67,12 +74,12 @@ def take(
     trajectories: TrajectorySet,
     chosen: Mapping[str, int],
     *,
-    context: int,
-    steps: int | None,
-    mode: str,
+    protocol: Protocol,
     device: torch.device,
 ) -> tuple[Showcase, ...]:
-    """Rolls every emulator out over the chosen trajectories and keeps a thinned copy."""
+    """Rolls every emulator out over the chosen trajectories and keeps a thinned copy; of the first its ensemble too."""
+    subject = next(iter(emulators.values()))
+    context = subject.tasks[trajectories.task].context
     kept = []
     equation, grid = trajectories.equation, trajectories.grid
     for role, index in chosen.items():
@@ -84,8 +91,8 @@ def take(
                     trajectories,
                     [index],
                     context=context,
-                    steps=steps,
-                    mode=mode,
+                    steps=protocol.steps,
+                    mode=protocol.mode,
                     batch_size=1,
                     device=device,
                 )
@@ -98,15 +105,44 @@ def take(
                 task=trajectories.task,
                 role=role,
                 index=index,
-                fields=tuple(field.name for field in equation.fields),
+                fields=tuple(one.name for one in equation.fields),
                 params={p.name: float(v) for p, v in zip(equation.parameters, trajectories.params[index], strict=True)},
                 times=tuple(float(frame * trajectories.dt) for frame in frames),
                 extent=tuple((float(axis[0]), float(axis[-1])) for axis in grid.axes),
                 truth=truth,
                 predictions=predictions,
+                ensemble=_ensemble(subject, trajectories, index, protocol, device),
             )
         )
     return tuple(kept)
+
+
+def _ensemble(
+    emulator: Emulator, trajectories: TrajectorySet, index: int, protocol: Protocol, device: torch.device
+) -> dict[str, Array]:
+    """Statistics of the ensemble of one trajectory, thinned; nothing where the emulator draws none."""
+    if not emulator.draws or protocol.members < 2:
+        return {}
+    batch = next(
+        rollout_ensembles(
+            emulator,
+            trajectories,
+            [index],
+            members=protocol.members,
+            seed=protocol.seed,
+            context=emulator.tasks[trajectories.task].context,
+            steps=protocol.steps,
+            mode=protocol.mode,
+            batch_size=protocol.members,
+            device=device,
+        )
+    )
+    thinned = np.stack([_thin(torch.cat([batch.initial, member])) for member in batch.members[:, 0]]).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # of an ensemble that diverged
+        statistics = {"mean": thinned.mean(axis=0), "spread": thinned.std(axis=0, ddof=1)}
+        if thinned.ndim == 4:
+            statistics |= {name: np.quantile(thinned, level, axis=0) for name, level in BAND.items()}
+    return {name: values.astype(np.float32) for name, values in statistics.items()}
 
 
 def _kept_frames(frames: int) -> list[int]:
@@ -125,7 +161,8 @@ def _thin(u: Tensor) -> Array:
 def save(path: Path, showcases: Sequence[Showcase]) -> None:
     """Writes showcases as one `.npz`: an index in JSON, and per trajectory the truth and the error of each emulator.
 
-    Errors are kept in half precision: their own relative precision is 1e-3, whatever the field's size.
+    Errors, and the spread of an ensemble, are kept in half precision: their own relative precision is 1e-3, whatever
+    the field's size.
     """
     arrays: dict[str, Array] = {}
     index = []
@@ -134,8 +171,12 @@ def save(path: Path, showcases: Sequence[Showcase]) -> None:
         for place, prediction in enumerate(one.predictions.values()):
             with np.errstate(over="ignore", invalid="ignore"):
                 arrays[f"{number}.{place}"] = (prediction - one.truth).astype(np.float16)
+        for name, values in one.ensemble.items():
+            with np.errstate(over="ignore", invalid="ignore"):
+                arrays[f"{number}.{name}"] = (values if name == "spread" else values - one.truth).astype(np.float16)
         entry = {key: getattr(one, key) for key in ("task", "role", "index", "fields", "times", "extent")}
-        index.append({**entry, "params": dict(one.params), "emulators": list(one.predictions)})
+        entry |= {"params": dict(one.params), "emulators": list(one.predictions), "ensemble": list(one.ensemble)}
+        index.append(entry)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, index=np.array(json.dumps(index)), **arrays)  # type: ignore[arg-type]
     write_whole(path, buffer.getvalue())
@@ -163,6 +204,10 @@ def _restore(entry: Mapping[str, Any], number: int, arrays: Mapping[str, Array])
     predictions = {
         name: truth + arrays[f"{number}.{place}"].astype(np.float32) for place, name in enumerate(entry["emulators"])
     }
+    ensemble = {
+        name: (0 if name == "spread" else truth) + arrays[f"{number}.{name}"].astype(np.float32)
+        for name in entry.get("ensemble", ())  # evaluations of before there were ensembles have none
+    }
     return Showcase(
         task=entry["task"],
         role=entry["role"],
@@ -173,4 +218,5 @@ def _restore(entry: Mapping[str, Any], number: int, arrays: Mapping[str, Array])
         extent=tuple((low, high) for low, high in entry["extent"]),
         truth=truth,
         predictions=predictions,
+        ensemble=ensemble,
     )

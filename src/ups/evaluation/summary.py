@@ -28,6 +28,14 @@ class MetricText:
     meaning: str
     larger_is_better: bool = False
     unit: str = ""
+    target: float | None = None
+    """What the best value is near; None where it is as small, or as large, as can be."""
+
+    def rank(self, value: float) -> float:
+        """Less for the better of two values."""
+        if self.target is not None:
+            return abs(math.log(value / self.target)) if value > 0 else math.inf
+        return -value if self.larger_is_better else value
 
 
 GROUPS: tuple[tuple[str, tuple[MetricText, ...]], ...] = (
@@ -39,6 +47,8 @@ GROUPS: tuple[tuple[str, tuple[MetricText, ...]], ...] = (
             MetricText("rel_l2", "relative L2", "the same with all fields together"),
             MetricText("vrmse", "VRMSE", "error over the field's own variation in each frame, as The Well has it"),
             MetricText("rmse", "RMSE", "root mean square error, in the field's unit"),
+            MetricText("mae", "mean absolute error", "in the field's unit"),
+            MetricText("mae_relative", "the same, relative", "over the size of each field"),
             MetricText("max_error", "largest error", "anywhere, at any time, in the field's unit"),
             MetricText("diverged", "diverged", "roll-outs that became NaN or infinite"),
         ),
@@ -66,8 +76,10 @@ GROUPS: tuple[tuple[str, tuple[MetricText, ...]], ...] = (
     (
         "Uncertainty",
         (
-            MetricText("crps", "CRPS", "continuous ranked probability score of the ensemble"),
-            MetricText("spread_skill", "spread over skill", "one when the ensemble knows how wrong it is"),
+            MetricText("ensemble_nrmse", "nRMSE of the mean", "of the members' mean, as for one roll-out"),
+            MetricText("crps", "CRPS", "error of the whole ensemble; compare with the mean absolute error"),
+            MetricText("crps_relative", "CRPS, relative", "over the size of each field"),
+            MetricText("spread_skill", "spread over skill", "one when the ensemble knows how wrong it is", target=1.0),
             MetricText("ece", "calibration error", "how far coverage is from what was promised"),
         ),
     ),
@@ -75,6 +87,7 @@ GROUPS: tuple[tuple[str, tuple[MetricText, ...]], ...] = (
         "Speed",
         (
             MetricText("wall_clock", "time per step", "of one trajectory of a batch, on this device", unit="s"),
+            MetricText("ensemble_wall_clock", "time per step, ensemble", "of all members of one trajectory", unit="s"),
             MetricText(
                 "solver_speedup", "speed-up over the solver",
                 "against the coarsest reference solution that is at least as accurate",
@@ -145,6 +158,12 @@ class Scores:
         details: Mapping[str, Any] = self.content["details"][task]
         return details
 
+    def ensembles(self, task: str) -> dict[str, Mapping[str, Any]]:
+        """Members, coverage and curves of every emulator that drew an ensemble on a task, by its name."""
+        details = self.details(task)["emulators"]
+        found = {name: details[name].get("ensemble") for name in self.emulators if name in details}
+        return {name: one for name, one in found.items() if one is not None}
+
     def knows(self, task: str, index: int) -> bool:
         """Whether a trajectory of a task is among those scored."""
         return task in self.tasks and str(index) in self.details(task)["emulators"][self.subject]["per_sample"]
@@ -210,7 +229,7 @@ class Scores:
     def _cells(self, task: str, metric: MetricText) -> tuple[Cell, ...]:
         values = {name: self.of(name, task).get(metric.key) for name in self.emulators}
         found = [value for value in values.values() if value is not None]
-        best = (max if metric.larger_is_better else min)(found) if len(found) > 1 and min(found) < max(found) else None
+        best = min(found, key=metric.rank) if len(found) > 1 and min(found) < max(found) else None
         return tuple(
             Cell("–", reason=self.reason(name, task, metric.key))
             if value is None

@@ -1,4 +1,4 @@
-"""The two numbers that training is steered by, on validation trajectories and in physical units."""
+"""The numbers that training is steered by, on validation trajectories and in physical units."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from statistics import fmean
 import torch
 
 from ups.data.trajectories import TrajectorySet
-from ups.evaluation.metrics import nrmse
-from ups.evaluation.rollout import reconstruct, rollout_trajectories
+from ups.evaluation.metrics import mean_square, nrmse, over_size
+from ups.evaluation.rollout import reconstruct, rollout_ensembles, rollout_trajectories
+from ups.evaluation.uncertainty import fair_crps
 from ups.models.emulator import Emulator
 
 BATCH = 32  # trajectories, or frames, at once
@@ -59,3 +60,41 @@ def validation_reconstruction(emulator: Emulator, sets: Mapping[str, TrajectoryS
         ]
         scores.append(torch.cat(each).mean().item())
     return fmean(scores)
+
+
+def validation_crps(
+    emulator: Emulator,
+    sets: Mapping[str, TrajectorySet],
+    *,
+    members: int,
+    max_samples: int | None,
+    steps: int | None,
+    mode: str,
+    device: torch.device,
+) -> float:
+    """Mean over tasks of the ensemble's CRPS over the truth's size; infinite where an ensemble is not finite.
+
+    The same draws at every call: what changes is the emulator.
+
+    Args:
+        members: roll-outs of each trajectory, two or more.
+        max_samples, steps, mode: as in `validation_nrmse`.
+    """
+    scores = []
+    for trajectories in sets.values():
+        batches = rollout_ensembles(
+            emulator,
+            trajectories,
+            range(trajectories.num)[:max_samples],
+            members=members,
+            seed=0,
+            context=emulator.context,
+            steps=steps,
+            mode=mode,
+            batch_size=BATCH * members,
+            device=device,
+        )
+        each = [over_size(fair_crps(one.members, one.truth).mean(1), mean_square(one.truth)) for one in batches]
+        scores.append(torch.cat(each).mean().item())
+    score = fmean(scores)
+    return score if math.isfinite(score) else math.inf

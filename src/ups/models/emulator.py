@@ -24,6 +24,8 @@ class TaskSpec:
     its logarithm where `param_log`; `param_low` and `param_high` bound its raw values (empty in models saved without).
     `lattice` is the grid trained on; `origin` the coordinate of its first node. `galilean`: see `frame.MovingFrame`.
     `static`: fields that do not change with time but enter every step, as the equation's forcing does.
+    `given`: fields of the first frame of a steady problem, whose other frame holds `fields`; `given_mean` and
+    `given_std` are their train statistics. Empty where the problem has time.
     """
 
     name: str
@@ -46,10 +48,23 @@ class TaskSpec:
     param_high: tuple[float, ...] = ()
     galilean: bool = False
     static: int = 0
+    given: tuple[str, ...] = ()
+    given_mean: tuple[float, ...] = ()
+    given_std: tuple[float, ...] = ()
+
+    @property
+    def steady(self) -> bool:
+        """Whether the task has no time: `fields` are sought from `given`."""
+        return bool(self.given)
 
     @property
     def axes(self) -> int:
         return len(self.lattice)
+
+    @property
+    def lengths(self) -> tuple[float, ...]:
+        """Extent of the domain along each axis: the period where periodic."""
+        return tuple(size * step for size, step in zip(self.lattice, self.spacing, strict=True))
 
     @property
     def channels_read(self) -> int:
@@ -162,6 +177,36 @@ class Emulator(nn.Module):
             frames.append(frame)
             context = torch.cat([context[:, 1:], frame[:, None]], dim=1)
         return torch.stack(frames, dim=1)
+
+    @property
+    def draws(self) -> bool:
+        """Whether it can draw different members of an ensemble from the same context."""
+        return False
+
+    def rollout_members(
+        self,
+        context: Float[Tensor, "batch context channel *grid"],
+        steps: int,
+        *,
+        members: int,
+        task: str,
+        dt: Float[Tensor, " batch"],
+        params: Float[Tensor, "batch parameter"],
+        mode: str = "physical",
+        rng: torch.Generator | None = None,
+    ) -> Float[Tensor, "member batch steps channel *grid"]:
+        """An ensemble of roll-outs, each step of every member with its own sample of the error; in physical units.
+
+        Args:
+            members: how many roll-outs of each sample.
+            rng: of the samples, on the CPU; None takes PyTorch's own stream.
+
+        Raises:
+            UpsError: the model is deterministic (`draws` is False).
+        """
+        raise UpsError(
+            f"'{self.name}' is deterministic: it draws no members. Train the stage diff_residual for an ensemble"
+        )
 
     def reconstruct(
         self, u: Float[Tensor, "batch channel *grid"], *, task: str

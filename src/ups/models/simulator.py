@@ -5,8 +5,9 @@ The step itself is that of `step.py`, between decoder and encoder: z_{t+dt} = E(
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -14,10 +15,16 @@ from torch import Tensor
 
 from ups.errors import UpsError
 from ups.models.codec import Codec
+from ups.models.corrector import Corrector
+from ups.models.diffusion import DiffusionArchitecture
 from ups.models.emulator import TaskSpec
 from ups.models.layers import ModuleMap, full_precision
 from ups.models.operator import LatentOperator
 from ups.models.step import StepEmulator
+from ups.physics.guards import Guards
+
+Correct = Callable[[Tensor, Tensor], Tensor]
+"""(normalised context, normalised prediction) -> corrected prediction."""
 
 CODEC_FRAMES = 4096  # frames that a lossy codec's principal components are taken of, at most
 
@@ -41,6 +48,8 @@ class Architecture:
     drop_path: float = 0.0
     stem_width: int = 32
     use_activation_checkpoint: bool = False
+    guards: tuple[str, ...] = ()
+    corrector_every: int = 1
 
 
 class Simulator(StepEmulator):
@@ -48,7 +57,9 @@ class Simulator(StepEmulator):
 
     Args:
         tasks: what is known of each task.
-        architecture: sizes; `patch` must divide every lattice, and so must the trunk's own halving.
+        architecture: sizes; `patch` must divide every lattice, and so must the trunk's own halving. `guards` are the
+            names of the projections that every step ends with (see `ups.physics.guards`); in an ensemble, every
+            `corrector_every`-th step is corrected.
     """
 
     name = "ups"
@@ -77,6 +88,12 @@ class Simulator(StepEmulator):
             window=a.window, mlp_ratio=a.mlp_ratio, qk_norm=a.qk_norm, drop_path=a.drop_path, stem_width=a.stem_width,
             use_activation_checkpoint=a.use_activation_checkpoint,
         )  # fmt: skip
+        self.corrector: Corrector | None = None
+        chosen = dict.fromkeys(a.guards, True)
+        self.guards = {
+            task: Guards.of(task, **chosen, lengths=spec.lengths) if chosen else Guards.none
+            for task, spec in tasks.items()
+        }
         unit = a.patch * self.operator.trunk.factor * (a.window or 1)
         for task, spec in tasks.items():
             if any(size % unit for size in spec.lattice):
@@ -85,6 +102,11 @@ class Simulator(StepEmulator):
                     f"each axis must be a multiple of {unit} (latent.patch {a.patch} x "
                     f"U-Net halvings {self.operator.trunk.factor} x operator.pdet.window {a.window or 1})"
                 )
+
+    def add_corrector(self, architecture: DiffusionArchitecture) -> Corrector:
+        """An untrained residual diffusion of this operator; it takes the place of another one."""
+        self.corrector = Corrector(self.tasks, architecture, self.architecture.patch)
+        return self.corrector
 
     # --- codec -------------------------------------------------------------------------------------------------------
 
@@ -135,13 +157,26 @@ class Simulator(StepEmulator):
         task: str,
         dt: Float[Tensor, " batch"],
         params: Float[Tensor, "batch parameter"],
+        correct: Correct | None = None,
+        start: Float[Tensor, "batch channel *grid"] | None = None,
     ) -> Float[Tensor, "batch latent *tokens"]:
-        """G: the latents `dt` after the last of `z`."""
-        codec = self.codecs[task]
+        """G: the latents `dt` after the last of `z`.
+
+        Args:
+            correct: what becomes of the operator's prediction before it is encoded; None leaves it.
+            start: normalised frame whose integrals a guard keeps; None takes the last of `z`.
+        """
+        codec, guards = self.codecs[task], self.guards[task]
         with full_precision(z):
             u_hat = codec.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
         u_next = self.advance_normalized(u_hat, task=task, dt=dt, params=params)
+        if correct is not None:
+            u_next = correct(u_hat, u_next)
         with full_precision(z):
+            if guards.active:
+                normalizer = self.normalizers[task]
+                before = normalizer.inverse(u_hat[:, -1] if start is None else start)
+                u_next = normalizer(guards(normalizer.inverse(u_next), before))
             z_next: Tensor = codec.encode(u_next)
         return z_next
 
@@ -163,18 +198,77 @@ class Simulator(StepEmulator):
         return self.decode(z[:, None], task=task)[:, 0]
 
     def rollout_latent(
-        self, context: Tensor, steps: int, *, task: str, dt: Tensor, params: Tensor, mode: str = "latent"
+        self,
+        context: Tensor,
+        steps: int,
+        *,
+        task: str,
+        dt: Tensor,
+        params: Tensor,
+        mode: str = "latent",
+        correct: Correct | None = None,
     ) -> Float[Tensor, "batch steps latent *tokens"]:
         """Latents of `steps` steps after the context frames; mode `physical` decodes and encodes again after each."""
         self.check(context, task, dt)
         z, latents = self.encode(context, task=task), []
-        for _ in range(steps):
-            z_next = self.advance(z, task=task, dt=dt, params=params)[:, None]
+        start = self.normalizers[task](context[:, -1])
+        for step in range(1, steps + 1):
+            now = correct if step % self.architecture.corrector_every == 0 else None
+            z_next = self.advance(z, task=task, dt=dt, params=params, correct=now, start=start)[:, None]
             latents.append(z_next)
             if mode == "physical":
                 z_next = self.encode(self.decode(z_next, task=task), task=task)
             z = torch.cat([z[:, 1:], z_next], dim=1)
         return torch.cat(latents, dim=1)
+
+    @property
+    def draws(self) -> bool:
+        return self.corrector is not None
+
+    def rollout_members(
+        self,
+        context: Float[Tensor, "batch context channel *grid"],
+        steps: int,
+        *,
+        members: int,
+        task: str,
+        dt: Float[Tensor, " batch"],
+        params: Float[Tensor, "batch parameter"],
+        mode: str = "latent",
+        rng: torch.Generator | None = None,
+    ) -> Float[Tensor, "member batch steps channel *grid"]:
+        z = self.rollout_members_latent(
+            context, steps, members=members, task=task, dt=dt, params=params, mode=mode, rng=rng
+        )
+        frames: Tensor = self.decode(z, task=task).unflatten(0, (members, len(context)))
+        return frames
+
+    def rollout_members_latent(
+        self,
+        context: Tensor,
+        steps: int,
+        *,
+        members: int,
+        task: str,
+        dt: Tensor,
+        params: Tensor,
+        mode: str = "latent",
+        rng: torch.Generator | None = None,
+    ) -> Float[Tensor, "member_batch steps latent *tokens"]:
+        """As `rollout_latent`, of all members of all samples, one member after the other."""
+        if self.corrector is None:
+            raise UpsError("this model draws no members: train the stage diff_residual, or ask for none")
+        self.check(context, task, dt)
+        context, dt, params = (part.repeat(members, *[1] * (part.ndim - 1)) for part in (context, dt, params))
+        features = self.normalizers[task].features(dt, params)
+        correct = partial(self._corrected, task=task, features=features, rng=rng)
+        return self.rollout_latent(context, steps, task=task, dt=dt, params=params, mode=mode, correct=correct)
+
+    def _corrected(
+        self, u_hat: Tensor, u_next: Tensor, *, task: str, features: Tensor, rng: torch.Generator | None
+    ) -> Tensor:
+        assert self.corrector is not None
+        return self.corrector.correct(task, self.physics[task], u_hat, u_next, features, rng)
 
     def rollout(
         self,

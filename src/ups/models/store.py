@@ -15,13 +15,14 @@ from safetensors.torch import load_file, save
 from ups.errors import CheckpointError
 from ups.files import write_whole
 from ups.models.baselines import NetworkEmulator, make_baseline
+from ups.models.diffusion import DiffusionArchitecture
 from ups.models.emulator import Emulator, TaskSpec
 from ups.models.simulator import Architecture, Simulator
 
 FORMAT = 2
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 CUSTOM = " (custom)"  # mark of a network whose sizes and parts are not those of the package's baselines
-Plain = TypeVar("Plain", TaskSpec, Architecture)
+Plain = TypeVar("Plain", TaskSpec, Architecture, DiffusionArchitecture)
 
 
 def save_model(emulator: Emulator, folder: Path) -> None:
@@ -33,7 +34,10 @@ def save_model(emulator: Emulator, folder: Path) -> None:
         "tasks": {task: asdict(spec) for task, spec in emulator.tasks.items()},
     }
     if isinstance(emulator, Simulator):
+        corrector = emulator.corrector
         config["architecture"] = asdict(emulator.architecture)
+        config["corrector"] = None if corrector is None else asdict(corrector.architecture)
+        config["student"] = corrector is not None and corrector.student is not None
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in emulator.state_dict().items()}
     write_whole(folder / WEIGHTS, save(tensors))
     write_whole(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -87,10 +91,36 @@ def make_emulator(config: Mapping[str, Any]) -> Emulator:
     """The untrained emulator that a model's `config.json` describes."""
     tasks = {task: from_json(TaskSpec, spec) for task, spec in config["tasks"].items()}
     if config["kind"] == Simulator.name:
-        return Simulator(tasks, from_json(Architecture, config["architecture"]))
+        return make_simulator(tasks, config)
     if str(config["kind"]).endswith(CUSTOM):
         raise CheckpointError(f"a model of kind '{config['kind']}' can only be loaded by the program that built it")
     return make_baseline(config["kind"], tasks)
+
+
+def make_simulator(tasks: Mapping[str, TaskSpec], config: Mapping[str, Any]) -> Simulator:
+    """The untrained simulator of a model's `config.json`, with the corrector and the student that it has."""
+    simulator = Simulator(tasks, from_json(Architecture, config["architecture"]))
+    if config.get("corrector") is not None:
+        corrector = simulator.add_corrector(from_json(DiffusionArchitecture, config["corrector"]))
+        if config["student"]:
+            corrector.add_student()
+    return simulator
+
+
+def adopt(simulator: Simulator, folder: Path) -> None:
+    """Takes over weights, corrector and student of the simulator that `save_model` wrote into `folder`.
+
+    Raises:
+        CheckpointError: the folder holds no model, or one that is damaged or of another architecture.
+    """
+    found = load_model(folder, next(simulator.parameters()).device)
+    if not isinstance(found, Simulator):
+        raise CheckpointError(f"{folder} holds the model '{found.name}', not a simulator; train it again")
+    simulator.corrector = found.corrector
+    try:
+        simulator.load_state_dict(found.state_dict())
+    except RuntimeError as error:
+        raise CheckpointError(f"the model in {folder} is of another architecture: {error}; train it again") from error
 
 
 def from_json(kind: type[Plain], values: Mapping[str, Any]) -> Plain:

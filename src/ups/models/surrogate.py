@@ -58,9 +58,10 @@ class Surrogate:
         task: str | None = None,
         points: Array | None = None,
         members: int | None = None,
+        seed: int = 0,
         mode: str = "latent",
         extrapolate: bool = False,
-    ) -> Float[Tensor, "batch steps channel *where"]:
+    ) -> Float[Tensor, "*member batch steps channel *where"]:
         """Rolls the model out from initial fields, in physical units.
 
         Args:
@@ -69,20 +70,26 @@ class Surrogate:
             params: PDE parameters by name, one number for all samples or one each; those left out take the train mean.
                 A parameter that training saw a single value of takes no other.
             points: (point, axis) physical coordinates to decode at instead of the grid.
-            members: not available: an ensemble needs the residual diffusion stage, which does not exist yet.
+            members: roll-outs in an ensemble, every step of each with its own draw of the operator's error; None rolls
+                the operator out alone. For a model whose stage `diff_residual` was trained.
+            seed: of the draws.
             extrapolate: let parameters lie outside the range trained on.
 
         Returns:
-            (batch, steps, channel, *grid), or (batch, steps, channel, point) with `points`.
+            (batch, steps, channel, *grid), or (batch, steps, channel, point) with `points`; with `members`, all members
+            before that: (member, batch, steps, ...).
 
         Raises:
             UpsError: shapes, parameters or points do not fit the model; the message says which and what would.
         """
         if members is not None:
-            raise UpsError(
-                "members: this model is deterministic; ensembles need a residual diffusion stage, "
-                "which ups does not have yet"
-            )
+            if members < 1:
+                raise UsageError(f"members is {members}; it must be at least 1")
+            if not self.emulator.draws:
+                raise UpsError(
+                    f"members: this model ('{self.emulator.name}') is deterministic; train the stage diff_residual for "
+                    "an ensemble, or leave members out"
+                )
         if steps < 1:
             raise UsageError(f"steps is {steps}; it must be at least 1")
         if mode not in ("latent", "physical"):
@@ -102,14 +109,22 @@ class Surrogate:
             "params": self._params(spec, params or {}, batch, extrapolate),
             "mode": mode,
         }
-        if points is None:
-            return self.emulator.rollout(context, steps, **arguments)
-        if not isinstance(self.emulator, Simulator):
+        if points is not None and not isinstance(self.emulator, Simulator):
             raise UpsError(
-                f"points: the baseline '{self.emulator.name}' predicts on its grid alone; "
+                f"points: the model '{self.emulator.name}' predicts on its grid alone; "
                 "only the simulator decodes anywhere"
             )
-        where = self._points(spec, points)
+        where = None if points is None else self._points(spec, points)
+        if members is not None:
+            rng = torch.Generator().manual_seed(seed)
+            arguments |= {"members": members, "rng": rng}
+            if where is None or not isinstance(self.emulator, Simulator):
+                return self.emulator.rollout_members(context, steps, **arguments)
+            z = self.emulator.rollout_members_latent(context, steps, **arguments)
+            values: Tensor = self.emulator.decode_at(z, where, task=spec.name).unflatten(0, (members, batch))
+            return values
+        if where is None or not isinstance(self.emulator, Simulator):
+            return self.emulator.rollout(context, steps, **arguments)
         return self.emulator.decode_at(self.emulator.rollout_latent(context, steps, **arguments), where, task=spec.name)
 
     def _tensor(self, values: Array | float) -> Tensor:

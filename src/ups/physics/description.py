@@ -128,6 +128,8 @@ class Equation:
         name: of the equation, and of the task of learning it.
         dim: axes of the domain.
         fields: the unknowns, in the order of the channels.
+        given: of a steady problem the fields that it is posed by, as many as are sought; empty where there is time. Its
+            trajectories have two frames: what is given, and what is sought.
         parameters: the coefficients, in the order of the columns of `params`.
         domain: bounds of each axis.
         boundary: condition at the bounds of every axis; "neumann" is no flow (zero slope).
@@ -145,6 +147,9 @@ class Equation:
         make_resolution: cells along each axis made unless others are asked for.
         spin_up: time that a random state is solved for before the first frame, so that trajectories begin where the
             equation has forgotten it (on the attractor).
+        solenoidal: names of the fields that are, axis by axis, the components of a vector without divergence; empty
+            where there is none.
+        boundary_value: of every field at Dirichlet walls, in the field's unit.
         forcing: (coordinates of each axis) -> (channel, *grid): source of each field per unit of time, which changes
             from place to place but not with time, and which the fields alone do not show; None where there is none.
         rhs: (u (batch, channel, *grid), params (batch, parameter), spacing) -> du/dt of the shape of u, by central
@@ -170,18 +175,41 @@ class Equation:
     resolution: int
     make_frames: int
     make_resolution: int
+    given: tuple[Field, ...] = ()
     motions: tuple[Motion, ...] = ()
     spin_up: float = 0.0
+    solenoidal: tuple[str, ...] = ()
+    boundary_value: float = 0.0
     forcing: Forcing | None = None
     rhs: RightHandSide | None = None
     initial_condition: InitialCondition | None = None
     exact: ExactSolution | None = None
     solver: Solver | None = None
 
+    def __post_init__(self) -> None:
+        if self.given and len(self.given) != len(self.fields):
+            raise ValueError(f"{self.name}: {len(self.given)} fields are given and {len(self.fields)} sought")
+
+    @property
+    def steady(self) -> bool:
+        """Whether there is no time: `fields` are sought from `given`."""
+        return bool(self.given)
+
+    @property
+    def roles(self) -> tuple[tuple[Field, ...], ...]:
+        """The channels of each kind of frame: of a steady problem's two, else of all frames alike."""
+        return (self.given, self.fields) if self.given else (self.fields,)
+
     @property
     def periodic(self) -> tuple[bool, ...]:
         """Whether each axis wraps around."""
         return (self.boundary == "periodic",) * self.dim
+
+    @property
+    def solenoidal_channels(self) -> tuple[int, ...]:
+        """Channels of the vector without divergence, one per axis; empty where there is none."""
+        names = [field.name for field in self.fields]
+        return tuple(names.index(name) for name in self.solenoidal)
 
     @property
     def lengths(self) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ import difflib
 from ups.errors import UsageError
 from ups.physics.advection import ADVECTION1D
 from ups.physics.burgers import BURGERS1D
+from ups.physics.darcy import DARCY2D
 from ups.physics.description import Equation, Field, Parameter
 from ups.physics.kolmogorov import KOLMOGOROV2D
 from ups.physics.kuramoto_sivashinsky import KURAMOTO_SIVASHINSKY1D
@@ -28,6 +29,7 @@ EQUATIONS: dict[str, Equation] = {
         REACTION_DIFFUSION2D,
         KOLMOGOROV2D,
         SHALLOW_WATER2D,
+        DARCY2D,
     )
 }
 

@@ -11,7 +11,8 @@ import torch
 from ups.errors import UpsError
 from ups.models.baselines import make_baseline
 from ups.models.step import StepEmulator
-from ups.pipeline.train import STAGES, make_loader
+from ups.pipeline.plan import make_loader
+from ups.pipeline.train import STAGES
 from ups.pipeline.workspace import Workspace
 from ups.training.loop import LoopSettings, Objective
 from ups.training.objectives import EmulatorObjective

@@ -56,7 +56,9 @@ def evaluate_run(run: Path, files: Sequence[Path], split: str, progress: Progres
     settings = workspace.settings.evaluation
     full = settings.full
     name = "files" if files else split
-    protocol = Protocol(name, full.max_samples, full.steps, settings.rollout_mode, settings.batch_size)
+    protocol = Protocol(
+        name, full.max_samples, full.steps, settings.rollout_mode, settings.batch_size, settings.members
+    )
     emulators = {"ups": simulator, "persistence": make_baseline("persistence", simulator.tasks)}
     found = evaluate(emulators, sets, protocol=protocol, device=workspace.device, progress=progress, showcases=False)
     place = f"files-{digest([str(path) for path in files])[:8]}" if files else f"split-{split}"

@@ -18,6 +18,18 @@ from ups.physics.solvers.cost import SolverCost, coarsest_solver
 from ups.pipeline.workspace import Workspace
 
 Row = dict[str, str]
+COLUMNS = {
+    "nrmse": "nrmse",
+    "ensemble": "ensemble_nrmse",
+    "crps": "crps",
+    "one step": "one_step_nrmse",
+    "codec": "codec_nrmse",
+}
+"""Columns of the table of scores, with the metric in each."""
+
+OF_ENSEMBLES = ("ensemble", "crps")
+"""Columns that are left out where there is no ensemble."""
+
 SOLVER_SAMPLES = 4  # trajectories the reference solver is timed on
 
 
@@ -31,7 +43,9 @@ def evaluate_models(
     """
     settings = workspace.settings.evaluation
     wanted = settings.small if scope == "small" else settings.full
-    protocol = Protocol(split, wanted.max_samples, wanted.steps, settings.rollout_mode, settings.batch_size)
+    protocol = Protocol(
+        split, wanted.max_samples, wanted.steps, settings.rollout_mode, settings.batch_size, settings.members
+    )
     sets = workspace.splits[split]
     found = evaluate(
         emulators,
@@ -91,20 +105,30 @@ def solver_cost(found: Evaluation, task: str, trajectories: TrajectorySet, works
 
 
 def score_table(scores: Mapping[str, Any]) -> list[Row]:
-    """One row per task and model: error, and seconds per trajectory; from what `evaluation/full.json` holds."""
+    """One row per task and model: error, and seconds per trajectory; from what `evaluation/full.json` holds.
+
+    The error of the ensemble's mean and the CRPS stand beside the error where any model draws an ensemble.
+    """
     rows = []
     for task, ours in scores["tasks"].items():
         facts = scores["details"][task]
         models = {**{name: of_task[task] for name, of_task in scores["baselines"].items()}, "ups": ours}
         for name, found in models.items():
             seconds = found["wall_clock"]
+            values = {column: found[metric] for column, metric in COLUMNS.items() if column not in OF_ENSEMBLES}
+            values |= {column: found.get(COLUMNS[column]) for column in OF_ENSEMBLES}  # older files have none
             per_trajectory = None if seconds is None else seconds * facts["steps"]
-            rows.append(_row(task, name, found["nrmse"], found["one_step_nrmse"], found["codec_nrmse"], per_trajectory))
+            rows.append((task, name, {**values, "s / trajectory": per_trajectory}))
         solver = facts.get("solver")
         if solver is not None:
             label = f"solver at {solver['resolution']}" + ("" if solver["found"] else " (best tried)")
-            rows.append(_row(task, label, solver["nrmse"], None, None, solver["seconds"]))
-    return rows
+            rows.append((task, label, {"nrmse": solver["nrmse"], "s / trajectory": solver["seconds"]}))
+    drawn = any(values.get(column) is not None for _, _, values in rows for column in OF_ENSEMBLES)
+    columns = [column for column in (*COLUMNS, "s / trajectory") if drawn or column not in OF_ENSEMBLES]
+    return [
+        {"task": task, "model": model, **{column: _number(values.get(column)) for column in columns}}
+        for task, model, values in rows
+    ]
 
 
 def read_table(run_dir: Path) -> list[Row]:
@@ -120,19 +144,6 @@ def read_table(run_dir: Path) -> list[Row]:
         raise UpsError(
             f"{path} is missing or damaged ({error}); evaluate again with 'ups run --force evaluate'"
         ) from error
-
-
-def _row(
-    task: str, model: str, nrmse: float | None, step: float | None, codec: float | None, seconds: float | None
-) -> Row:
-    return {
-        "task": task,
-        "model": model,
-        "nrmse": _number(nrmse),
-        "one step": _number(step),
-        "codec": _number(codec),
-        "s / trajectory": _number(seconds),
-    }
 
 
 def _number(value: float | None) -> str:

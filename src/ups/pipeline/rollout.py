@@ -22,11 +22,16 @@ from ups.runtime import SilentProgress
 BATCH = 32
 
 
-def rollout_file(run: Path, source: Path, steps: int, out: Path, points: Path | None) -> None:
+def rollout_file(
+    run: Path, source: Path, steps: int, out: Path, points: Path | None, members: int | None = None, seed: int = 0
+) -> None:
     """Rolls the model of `run` out from the first frames of every trajectory of `source`, and writes `out`.
 
     On the grid, `out` holds the given frames and the predicted ones in the layout of the task's own files. At points,
     it holds the predicted frames alone: each field (trajectory, time, point), `points` (point, axis), `t-coordinate`.
+
+    With `members`, these are the means of ensembles, and the members' predicted frames stand beside them in `members`:
+    (member, trajectory, time, field, *grid) or (member, trajectory, time, field, point).
 
     Raises:
         UpsError: the file does not fit the model, or `out` exists or cannot be written.
@@ -42,8 +47,9 @@ def rollout_file(run: Path, source: Path, steps: int, out: Path, points: Path | 
     with open_trajectories(source, only, min_frames=1) as file:
         spec = matching_spec(surrogate, file)
         predictions, context = [], file.read(np.arange(file.num_trajectories), 0, spec.context)
-        for first in range(0, file.num_trajectories, BATCH):
-            part = slice(first, first + BATCH)
+        together = max(1, BATCH // (members or 1))
+        for first in range(0, file.num_trajectories, together):
+            part = slice(first, first + together)
             params = {name: file.params[part, column].tolist() for column, name in enumerate(spec.param_names)}
             predictions.append(
                 surrogate.rollout(
@@ -52,6 +58,8 @@ def rollout_file(run: Path, source: Path, steps: int, out: Path, points: Path | 
                     params,
                     task=spec.name,
                     points=where,
+                    members=members,
+                    seed=seed + first,
                     mode=mode,
                     extrapolate=True,  # a file's parameters are what they are
                 ).cpu()
@@ -59,13 +67,17 @@ def rollout_file(run: Path, source: Path, steps: int, out: Path, points: Path | 
         times = float(file.times[0]) + spec.dt * np.arange(spec.context + steps)
         parameters = {p.keys[0]: file.params[:, i] for i, p in enumerate(get_equation(spec.name).parameters)}
         axes = file.grid.axes
+    drawn = None if members is None else torch.cat(predictions, dim=1)
+    predicted = torch.cat(predictions) if drawn is None else drawn.mean(dim=0)
     with h5py.File(out.name, "w", driver="core", backing_store=False) as target:  # in memory: a full disk meets bytes
         for name, values in parameters.items():
             target.attrs[name] = values[0] if np.all(values == values[0]) else values
         if where is None:
-            write_grid(target, spec, np.concatenate([context, torch.cat(predictions).numpy()], axis=1), axes, times)
+            write_grid(target, spec, np.concatenate([context, predicted.numpy()], axis=1), axes, times)
         else:
-            write_points(target, spec, torch.cat(predictions), where, times[spec.context :])
+            write_points(target, spec, predicted, where, times[spec.context :])
+        if drawn is not None:
+            target["members"] = drawn.numpy()
         target.flush()
         write_whole(out, target.id.get_file_image())
 

@@ -14,10 +14,11 @@ from ups.config.load import resolved
 from ups.config.schema import Settings, StageName
 from ups.errors import UsageError
 from ups.models.emulator import Emulator
+from ups.pipeline.baselines import train_baseline
 from ups.pipeline.checks import ChecksFailed, Problem, find_all_problems
 from ups.pipeline.judge import Row, evaluate_models, read_table
 from ups.pipeline.records import digest
-from ups.pipeline.train import STAGES, train_baseline, train_stages
+from ups.pipeline.train import STAGES, train_stages
 from ups.pipeline.workspace import Workspace
 from ups.runtime import Progress
 

@@ -1,60 +1,38 @@
-"""Trains what a run is made of: its stages, and the baselines it is compared with, all through the same loop."""
+"""Trains the stages of a run, one after the other, all through the same loop."""
 
 from __future__ import annotations
 
-import math
-import shutil
-import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from itertools import islice
 
 import torch
 
-from ups.config.learning import OptimizerSettings
 from ups.config.load import resolved
-from ups.config.schema import Settings, StageName
+from ups.config.schema import StageName
 from ups.data.windows import WindowLoader
 from ups.errors import DataError
-from ups.evaluation.validate import validation_nrmse, validation_reconstruction
-from ups.models.baselines import NetworkEmulator, make_baseline
+from ups.evaluation.validate import validation_crps, validation_nrmse, validation_reconstruction
 from ups.models.emulator import Emulator
 from ups.models.simulator import Simulator
 from ups.models.step import StepEmulator
-from ups.models.store import load_model, load_weights, save_model
+from ups.models.store import adopt, save_model
+from ups.pipeline.plan import Plan, model_settings, run_plan
 from ups.pipeline.records import digest
 from ups.pipeline.workspace import Workspace
-from ups.runtime import seed_everything
-from ups.training.checkpoint import CheckpointStore
-from ups.training.ema import build_ema
+from ups.training.diffusion import DiffusionObjective, DistillObjective, fit_scales
 from ups.training.focus import Focus
-from ups.training.loop import LoopSettings, Objective, StageOutcome, fit
-from ups.training.monitor import JsonlSink, Monitor
-from ups.training.objectives import EmulatorObjective
-from ups.training.optim import build_optimizer
-from ups.training.schedule import Budget, build_schedule
-from ups.training.stages import BASELINE_OPTIMIZERS, build_augments, build_objective, fit_pairs
+from ups.training.schedule import Budget
+from ups.training.stages import build_augments, build_objective, fit_pairs
 
-STAGES: tuple[StageName, ...] = ("codec", "operator")
+STAGES: tuple[StageName, ...] = ("codec", "operator", "diff_residual", "consistency_distill")
 CODEC_IS_EXACT = 1e-5  # validation nrmse of a codec below which there is nothing to train
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One training: what is minimised, for how long, with what."""
-
-    name: str
-    emulator: Emulator
-    objective: Objective
-    budget: Budget
-    optimizer: OptimizerSettings
-    batch_size: int
-    patience: int | None
-    validate: Callable[[], float]
-    key: str
-    focus: Focus | None = None
+SCALE_BATCHES = 64  # batches that the size of the operator's error is taken of
+# Members, trajectories and sampler steps of the ensembles by which the diffusion's weights are chosen, and its spread:
+# few, as each validation would otherwise take longer than the training between two of them.
+CHOICE, CALIBRATION = (3, 8, 2), (6, 6, 4)
+DISTANCE_BATCHES = 2  # that the student's distance to its teacher is measured on
+WIDENINGS = (0.7, 0.85, 1.0, 1.2, 1.5)  # of the samples' spread, of which the best by validation is kept
 
 
 def train_stages(workspace: Workspace, stages: tuple[StageName, ...] = STAGES) -> Simulator:
@@ -66,7 +44,7 @@ def train_stages(workspace: Workspace, stages: tuple[StageName, ...] = STAGES) -
             continue
         key = train_stage(workspace, stage, simulator, key)
     if stages[-1] == STAGES[-1]:
-        save_model(simulator, workspace.run_dir / "model")
+        save_model(simulator.requires_grad_(True), workspace.run_dir / "model")
     return simulator.eval()
 
 
@@ -96,9 +74,11 @@ def train_stage(
     settings = workspace.settings
     choices = resolved(settings)
     key = digest(before, stage, choices["stages"][stage], choices["training"], choices["optimizer"], settings.seed)
+    if stage in ("diff_residual", "consistency_distill"):
+        key = digest(key, choices["diffusion"])
     folder = workspace.run_dir / "checkpoints" / stage / "model"
     if workspace.records.done(stage, key, folder):
-        simulator.load_state_dict(load_model(folder, workspace.device).state_dict())
+        adopt(simulator, folder)
         return key
     if stage == "codec" and (error := validation_of(workspace, stage, simulator)()) < CODEC_IS_EXACT:
         save_model(simulator, folder)
@@ -106,10 +86,11 @@ def train_stage(
         workspace.records.finish(stage, key, 0.0, steps=0, best_valid=error, exact=True)
         return key
     augments = build_augments(settings, workspace.splits["train"])
+    objective = build_objective(stage, settings, simulator, augments)
     plan = Plan(
         name=stage,
         emulator=simulator,
-        objective=build_objective(stage, settings, simulator, augments),
+        objective=objective,
         budget=budget or Budget.of(settings.stage(stage)),
         optimizer=settings.optimizer_of(stage),
         batch_size=workspace.batch_size(stage),
@@ -118,6 +99,15 @@ def train_stage(
         key=key,
         focus=find_focus(workspace, simulator) if stage == "operator" else None,
     )
+    if isinstance(objective, DiffusionObjective):
+        plan = replace(
+            plan,
+            begin=lambda loader: fit_scales(objective.steps, islice(loader, SCALE_BATCHES)),
+            finish=lambda: calibrate(workspace, simulator),
+        )
+    if isinstance(objective, DistillObjective):
+        distance = DistanceToTeacher(workspace, objective)
+        plan = replace(plan, validate=distance, target=settings.stages.consistency_distill.target_loss)
     run_plan(workspace, plan, folder)
     return key
 
@@ -139,152 +129,63 @@ def validation_of(workspace: Workspace, stage: str, emulator: Emulator) -> Calla
     if stage == "codec":
         return lambda: validation_reconstruction(emulator, valid, device=workspace.device)
     mode, device = workspace.settings.evaluation.rollout_mode, workspace.device
+    if stage == "diff_residual":
+        return lambda: ensemble_error(workspace, emulator, *CHOICE)
     return lambda: validation_nrmse(
         emulator, valid, max_samples=scope.max_samples, steps=scope.steps, mode=mode, device=device
     )
 
 
-def training_seconds(workspace: Workspace) -> float:
-    """Seconds that the simulator's stages are given, or took where their budget is in steps or epochs."""
-    seconds = 0.0
-    for stage in STAGES:
-        if workspace.records.note(stage, "steps", 0) > 0:
-            took = math.ceil(workspace.records.note(stage, "training_seconds", 0.0))
-            seconds += workspace.settings.stage(stage).seconds or took
-    return seconds
-
-
-def train_baseline(workspace: Workspace, name: str) -> Emulator:
-    """Trains a baseline for as many seconds as the simulator, or fits it, or takes it as it is."""
-    seed_everything(workspace.settings.seed)
-    emulator = make_baseline(name, workspace.specs).to(workspace.device)
-    budget = Budget("seconds", training_seconds(workspace))
-    fitted = fit_closed_form(workspace, emulator)
-    if not isinstance(emulator, StepEmulator) or not any(p.requires_grad for p in emulator.parameters()):
-        return emulator.eval()
-    batch_size = workspace.batch_size("operator")
-    return train_emulator(workspace, emulator, fitted, BASELINE_OPTIMIZERS[name], budget, batch_size)
-
-
-def train_emulator(
-    workspace: Workspace,
-    emulator: StepEmulator,
-    before: str,
-    optimizer: OptimizerSettings,
-    budget: Budget,
-    batch_size: int,
-    *,
-    focused: bool = False,
-) -> Emulator:
-    """Trains an emulator other than the simulator one step ahead, unless its record says that it is done.
+def ensemble_error(workspace: Workspace, emulator: Emulator, members: int, samples: int, steps: int) -> float:
+    """CRPS of the diffusion's ensembles over the truth's size, on the first validation trajectories.
 
     Args:
-        emulator: on the workspace's device; what it has in closed form is fitted.
-        before: key of what training starts from.
-        focused: draw windows as the simulator's training does (`training.focus`), rather than evenly.
+        steps: of the sampler, at most.
     """
-    settings, step = workspace.settings, f"baselines-{emulator.name}"
-    training = resolved(settings)["training"]
-    if not focused:
-        training.pop("focus")
-    shapes = {name: tuple(value.shape) for name, value in emulator.state_dict().items()}
-    parts = emulator.parts if isinstance(emulator, NetworkEmulator) else {}
-    key = digest(before, step, budget.amount, training, optimizer.model_dump(mode="json"), shapes, parts)
-    folder = workspace.run_dir / "baselines" / emulator.name / "model"
-    if workspace.records.done(step, key, folder):
-        load_weights(emulator, folder)
-        return emulator.eval()
-    plan = Plan(
-        name=step,
-        emulator=emulator,
-        objective=EmulatorObjective(emulator, build_augments(settings, workspace.splits["train"])),
-        budget=budget,
-        optimizer=optimizer,
-        batch_size=batch_size,
-        patience=None,
-        validate=validation_of(workspace, step, emulator),
-        key=key,
-        focus=find_focus(workspace, emulator) if focused else None,
-    )
-    run_plan(workspace, plan, folder)
-    return emulator.eval()
-
-
-def run_plan(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
-    """Runs one training to its end, saves the model, and notes the step as done."""
-    settings, began = workspace.settings, time.perf_counter()
-    training = settings.training
-    module = plan.objective.module
-    place = workspace.run_dir / "checkpoints" / plan.name
-    if workspace.records.key(plan.name) is not None:  # finished, but from something else: only its record knows
-        workspace.progress.say(f"{plan.name}: trained again, because what it depends on has changed")
-        workspace.records.forget(plan.name)
-        shutil.rmtree(place, ignore_errors=True)
-    store = CheckpointStore(
-        place,
-        fingerprint=fingerprint(workspace, plan),
-        keep=training.keep_checkpoints,
-        say=workspace.progress.say,
-    )
-    monitor = Monitor(plan.name, [JsonlSink(workspace.run_dir / "log.jsonl")])
-    module.train()
-    with closing(make_loader(workspace, plan.batch_size, plan.focus)) as loader, closing(monitor):
-        outcome = fit(
-            plan.objective,
-            loader,
-            budget=plan.budget,
-            optimizer=build_optimizer(module, plan.optimizer),
-            schedule=build_schedule(plan.optimizer.scheduler),
-            ema=build_ema(module, training.ema_decay),
-            settings=LoopSettings.of(training, patience=plan.patience),
-            validate=plan.validate,
-            checkpoints=store,
-            monitor=monitor,
-            progress=workspace.progress,
+    assert isinstance(emulator, Simulator)
+    assert emulator.corrector is not None
+    scope = workspace.settings.evaluation.small
+    with emulator.corrector.sampling(steps):
+        return validation_crps(
+            emulator,
+            workspace.splits["valid"],
+            members=members,
+            max_samples=min(samples, scope.max_samples or samples),
+            steps=scope.steps,
+            mode=workspace.settings.evaluation.rollout_mode,
             device=workspace.device,
-            seed=settings.seed,
-            refocus=None if plan.focus is None else plan.focus.by_error,
         )
-    save_model(plan.emulator, folder)
-    notes: dict[str, Any] = {
-        "steps": outcome.steps,
-        "training_seconds": outcome.seconds,
-        "best_valid": outcome.best_metric,
-        "best_step": outcome.best_step,
-        "stopped": outcome.stopped,
-        "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
-    }
-    workspace.records.finish(plan.name, plan.key, time.perf_counter() - began, **notes)
-    return outcome
 
 
-def make_loader(workspace: Workspace, batch_size: int, focus: Focus | None = None) -> WindowLoader:
-    """Shuffled batches of the train split."""
-    settings = workspace.settings
-    workers = settings.training.num_workers
-    return WindowLoader(
-        workspace.splits["train"],
-        batch_size,
-        settings.data.context,
-        1,
-        settings.seed,
-        weights=None if focus is None else focus.by_base(),
-        workers=1 if workers == "auto" else workers,
-        prefetch=settings.training.prefetch_factor,
-    )
+def calibrate(workspace: Workspace, simulator: Simulator) -> None:
+    """Sets how far samples spread to what makes validation ensembles best, by their CRPS.
+
+    Errors of a roll-out are correlated from step to step, which samples are not; and those on train data are smaller.
+    """
+    assert simulator.corrector is not None
+    simulator.eval()
+    found = {}
+    for widen in WIDENINGS:
+        simulator.corrector.widen(widen)
+        found[widen] = ensemble_error(workspace, simulator, *CALIBRATION)
+    best = min(found, key=lambda widen: found[widen])
+    simulator.corrector.widen(best)
+    workspace.progress.say(f"diff_residual: samples spread {best:g} times as far as trained, by validation ensembles")
 
 
-def fingerprint(workspace: Workspace, plan: Plan) -> Mapping[str, Any]:
-    """What a checkpoint must share with the training that resumes from it; shown where it does not."""
-    return {
-        "settings": model_settings(workspace.settings) | {"optimizer": plan.optimizer.model_dump(mode="json")},
-        "budget": {plan.budget.unit: plan.budget.amount},
-        "data": workspace.data_hash,
-        "key": plan.key,
-    }
+class DistanceToTeacher:
+    """How far from the teacher's samples the student lands, on a few validation batches and the same noise always."""
 
+    def __init__(self, workspace: Workspace, objective: DistillObjective) -> None:
+        self.workspace, self.objective = workspace, objective
 
-def model_settings(settings: Settings) -> dict[str, Any]:
-    """The settings that a model's weights depend on before any training."""
-    choices = resolved(settings)
-    return {name: choices[name] for name in ("data", "latent", "operator", "seed")}
+    @torch.no_grad()
+    def __call__(self) -> float:
+        workspace, rng = self.workspace, torch.Generator().manual_seed(0)
+        batch_size, context = workspace.batch_size("consistency_distill"), workspace.settings.data.context
+        total = torch.zeros(())
+        with WindowLoader(workspace.splits["valid"], batch_size, context, 1, 0) as loader:
+            batches = list(islice(loader, DISTANCE_BATCHES))
+        for batch in batches:
+            total += self.objective(batch.to(workspace.device), rng)[0].cpu()
+        return float(total / len(batches))

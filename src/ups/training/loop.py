@@ -83,6 +83,7 @@ class LoopSettings:
         validate_every: steps between validations; `auto`: every epoch, or every twentieth of a budget in other units.
         checkpoint_interval: steps between checkpoints.
         patience: validations without improvement before training stops; None never does.
+        target: validation score at which training stops; None never does.
         clock: what seconds are counted by, see `TrainingClock`.
     """
 
@@ -94,9 +95,10 @@ class LoopSettings:
     checkpoint_interval: int = 500
     patience: int | None = None
     clock: Literal["wall", "process"] = "wall"
+    target: float | None = None
 
     @classmethod
-    def of(cls, training: TrainingSettings, *, patience: int | None) -> LoopSettings:
+    def of(cls, training: TrainingSettings, *, patience: int | None, target: float | None = None) -> LoopSettings:
         """The part of the settings that concerns the loop; `amp: auto` is off, for accuracy's sake."""
         use_amp = training.amp is True
         return cls(
@@ -108,6 +110,7 @@ class LoopSettings:
             checkpoint_interval=training.checkpoint_interval,
             patience=patience,
             clock=training.clock,
+            target=target,
         )
 
 
@@ -119,7 +122,7 @@ class StageOutcome:
     seconds: float
     best_metric: float
     best_step: int
-    stopped: Literal["budget", "patience"]
+    stopped: Literal["budget", "patience", "target"]
 
 
 def fit(
@@ -207,7 +210,7 @@ def fit(
                     if score:
                         with ema.applied(), random.untouched(), evaluating(module):
                             metric = validate()
-                            state.observe(metric, module.state_dict(), settings.patience)
+                            state.observe(metric, module.state_dict(), settings.patience, settings.target)
                         schedule.observe(metric)
                         monitor.log_validation(moment, metric, best=state.best_metric, best_step=state.best_step)
                     if log or state.stopped:

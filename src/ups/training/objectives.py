@@ -19,6 +19,7 @@ from ups.models.layers import full_precision
 from ups.models.simulator import Simulator
 from ups.models.step import StepEmulator
 from ups.training.losses import InverseCurriculum, mean_square, normalized_mse, relative_l2, spectral_loss
+from ups.training.physics import PhysicsPriors, Prediction
 
 Scalar = Float[Tensor, ""]
 Metrics = dict[str, Tensor]
@@ -79,19 +80,27 @@ class OperatorObjective:
     L = lambda_forward |z^ - z|^2 / |z|^2 + lambda_relative relL2(D(z^)(x_q), u(x_q))
         + lambda_spectral spectral(D(z^), u) + lambda_inv_enc mse(D(z)(x_q), u(x_q))
         + lambda_inv_dec mse(E(D(z^)), z^) + lambda_rollout mean_{k>1} relL2(D(z^_k)(x_q), u_k(x_q))
+        + priors of D(z^_k) and z^_k for all k
 
     where z^ is the *predicted* latent: every term but the reconstruction `inv_enc` sends its gradient to the operator,
     and the roll-out's flows through all of its steps. Roll-outs join for the last part of the budget (`rollout_start`).
 
     Args:
         simulator: codec and operator; the codec takes part in training if its parameters require gradients.
+        priors: what the predictions are held to besides the data.
     """
 
     def __init__(
-        self, simulator: Simulator, augments: Augments, terms: OperatorTerms, curriculum: InverseCurriculum
+        self,
+        simulator: Simulator,
+        augments: Augments,
+        terms: OperatorTerms,
+        curriculum: InverseCurriculum,
+        priors: PhysicsPriors = PhysicsPriors.none,
     ) -> None:
         self.module = simulator
         self.simulator, self.augments, self.terms, self.curriculum = simulator, augments, terms, curriculum
+        self.priors = priors
         self.epoch, self.batches = 0, 0
 
     def plan(self, epoch: int, fraction: float) -> int:
@@ -116,14 +125,16 @@ class OperatorObjective:
             predictions.append(z_next)
             state = torch.cat([state[:, 1:], z_next[:, None]], dim=1)
         with full_precision(u):
-            return self._weigh(predictions, z, u, first, task, index)
+            return self._weigh(predictions, z, u, batch, index)
 
     def _weigh(
-        self, predictions: list[Tensor], z: Tensor, u: Tensor, first: int, task: str, index: Tensor | None
+        self, predictions: list[Tensor], z: Tensor, u: Tensor, batch: Batch, index: Tensor | None
     ) -> tuple[Scalar, Metrics]:
-        """The weighted sum of the terms that count now, and each of them; `first` is the first frame predicted."""
-        terms, codec = self.terms, self.simulator.codecs[task]
-        decoded = codec.decode(predictions[0])
+        """The weighted sum of the terms that count now, and each of them; `z` and `u` are the batch's frames."""
+        first, task, terms = batch.context, batch.task, self.terms
+        codec = self.simulator.codecs[task]
+        fields = [codec.decode(z_next) for z_next in predictions]
+        decoded = fields[0]
         losses: dict[str, tuple[float, Callable[[], Tensor]]] = {
             "forward": (terms.forward, lambda: normalized_mse(predictions[0], z[:, first])),
             "relative": (
@@ -133,7 +144,7 @@ class OperatorObjective:
             "spectral": (terms.spectral, lambda: spectral_loss(decoded, u[:, first])),
             "rollout": (
                 terms.rollout * (len(predictions) > 1),
-                lambda: self._rollout(predictions, u[:, first:], task, index),
+                lambda: self._rollout(fields, u[:, first:], index),
             ),
             "inv_enc": (
                 self._inverse_weight(terms.inv_enc),
@@ -144,6 +155,8 @@ class OperatorObjective:
                 lambda: mean_square(codec.encode(decoded), predictions[0]),
             ),
         }
+        if self.priors.due(self.batches):
+            losses |= self.priors.terms(task, self._prediction(predictions, fields, batch))
         self.batches += 1
         total, metrics = u.new_zeros(()), {}
         for name, (weight, term) in losses.items():
@@ -154,7 +167,7 @@ class OperatorObjective:
         return total, metrics
 
     def state_dict(self) -> dict[str, int]:
-        """Batches seen, by which `inverse_frequency` counts."""
+        """Batches seen, by which `inverse_frequency` and that of the priors count."""
         return {"batches": self.batches}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -165,11 +178,17 @@ class OperatorObjective:
         computed = self.batches % self.terms.inverse_frequency == 0
         return self.curriculum(base, self.epoch) if computed else 0.0
 
-    def _rollout(self, predictions: list[Tensor], truth: Tensor, task: str, index: Tensor | None) -> Tensor:
-        decode = self.simulator.codecs[task].decode
+    def _prediction(self, predictions: list[Tensor], fields: list[Tensor], batch: Batch) -> Prediction:
+        """The roll-out in physical units, after the last given frame."""
+        truth = batch.frames[:, batch.context - 1 :]
+        found = self.simulator.normalizers[batch.task].inverse(torch.stack(fields, dim=1))
+        frames = torch.cat([truth[:, :1], found], dim=1)
+        return Prediction(frames, truth, torch.stack(predictions, dim=1), batch.params, batch.dt)
+
+    def _rollout(self, fields: list[Tensor], truth: Tensor, index: Tensor | None) -> Tensor:
         terms = [
-            relative_l2(at_queries(decode(z), index), at_queries(truth[:, k], index))
-            for k, z in enumerate(predictions)
+            relative_l2(at_queries(field, index), at_queries(truth[:, k], index))
+            for k, field in enumerate(fields)
             if k > 0
         ]
         return torch.stack(terms).mean()

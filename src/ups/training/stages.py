@@ -19,15 +19,26 @@ from ups.data.augment import Augment
 from ups.data.normalize import FieldStatistics
 from ups.data.trajectories import TrajectorySet
 from ups.errors import DataError, UpsError
+from ups.models.diffusion import DiffusionArchitecture
 from ups.models.emulator import TaskSpec
 from ups.models.simulator import Architecture, Simulator
+from ups.runtime import seed_everything
+from ups.training.diffusion import (
+    DiffusionObjective,
+    DiffusionTerms,
+    DistillObjective,
+    DistillTerms,
+    tau_distribution,
+)
 from ups.training.losses import InverseCurriculum
 from ups.training.objectives import CodecObjective, OperatorObjective, OperatorTerms
+from ups.training.physics import build_priors
 
 FIT_PAIRS = 8192  # pairs of frames the closed-form parts are fitted to, at most
 FIT_VALUES = 2**24  # grid values of those pairs' first frames, at most: what is fitted at once stays small in memory
 FIT_BATCH = 256
 SHUFFLED_PAIRS = 2**22  # pairs up to which the choice is made without putting any back
+LARGEST_PATCH = {1: 8, 2: 4, 3: 2}  # lattice cells per token and axis, by dimension (bench/results/ablations.md)
 
 BASELINE_OPTIMIZERS = {
     "fno": OptimizerSettings(name="adamw", lr=8e-3, weight_decay=1e-4),
@@ -67,21 +78,28 @@ def describe_task(settings: Settings, train: TrajectorySet, statistics: FieldSta
         param_high=tuple(float(column.max()) for column in params.T),
         galilean="galilean" in equation.symmetries,
         static=0 if equation.forcing is None else len(equation.fields),
+        given=tuple(field.name for field in equation.given),
+        given_mean=tuple(statistics.given_mean.tolist()) if settings.data.normalize else (0.0,) * len(equation.given),
+        given_std=tuple(statistics.given_std.tolist()) if settings.data.normalize else (1.0,) * len(equation.given),
     )
 
 
 def choose_patch(wanted: int | str, latent_dim: int, specs: Mapping[str, TaskSpec]) -> int:
-    """Lattice cells per token and axis: as asked, or the largest lossless of 8, 4, 2, 1 that divides every lattice.
+    """Lattice cells per token and axis: as asked, or the largest lossless power of two that divides every lattice.
+
+    It is at most 8 in one dimension, 4 in two and 2 in three.
 
     Raises:
         UpsError: a token has no room for the values of a single cell.
     """
     if isinstance(wanted, int):
         return wanted
+    largest = LARGEST_PATCH[max(spec.axes for spec in specs.values())]
     fits = [
         patch
         for patch in (8, 4, 2, 1)
-        if all(
+        if patch <= largest
+        and all(
             len(spec.fields) * patch**spec.axes <= latent_dim and not any(size % patch for size in spec.lattice)
             for spec in specs.values()
         )
@@ -126,10 +144,36 @@ def build_simulator(settings: Settings, specs: Mapping[str, TaskSpec]) -> Simula
             mlp_ratio=pdet.mlp_ratio,
             qk_norm=pdet.qk_norm,
             drop_path=pdet.drop_path,
-            stem_width=pdet.stem_width if isinstance(pdet.stem_width, int) else 32 if axes == 1 else 16,
+            stem_width=choose_stem(pdet.stem_width, axes),
             use_activation_checkpoint=pdet.use_activation_checkpoint,
+            guards=tuple(name for name, wanted in settings.guards if wanted),
+            corrector_every=settings.evaluation.corrector_every,
         ),
     )
+
+
+def choose_stem(wanted: int | str, axes: int) -> int:
+    """Channels at full resolution: as asked, or 32 in one dimension and 16 in more."""
+    return wanted if isinstance(wanted, int) else 32 if axes == 1 else 16
+
+
+def add_corrector(settings: Settings, simulator: Simulator) -> None:
+    """Gives the simulator the untrained residual diffusion that the settings describe, the same at every call."""
+    diffusion, pdet = settings.diffusion, settings.operator.pdet
+    axes = max(spec.axes for spec in simulator.tasks.values())
+    device = next(simulator.parameters()).device
+    seed_everything(settings.seed)
+    simulator.add_corrector(
+        DiffusionArchitecture(
+            architecture=diffusion.architecture,
+            hidden_dim=diffusion.hidden_dim,
+            depth=diffusion.depth,
+            sampler=diffusion.sampler,
+            sampler_steps=diffusion.sampler_steps,
+            student_steps=diffusion.student_steps,
+            stem_width=choose_stem(pdet.stem_width if diffusion.stem_width == "auto" else diffusion.stem_width, axes),
+        )
+    ).to(device)
 
 
 class FramePairs:
@@ -196,12 +240,17 @@ def build_augments(settings: Settings, sets: Mapping[str, TrajectorySet]) -> dic
 
 def build_objective(
     stage: StageName, settings: Settings, simulator: Simulator, augments: Mapping[str, Augment]
-) -> CodecObjective | OperatorObjective:
+) -> CodecObjective | OperatorObjective | DiffusionObjective | DistillObjective:
     """The objective of a stage; parameters that it does not train are frozen.
 
+    The residual diffusion is added to the simulator where it has none yet.
+
     Raises:
-        UpsError: a loss term is asked for that is zero whatever the operator does.
+        UpsError: a loss term is asked for that is zero whatever the operator does, or a prior that says nothing about
+            a task.
     """
+    if stage in ("diff_residual", "consistency_distill"):
+        return build_corrector_objective(stage, settings, simulator, augments)
     training = settings.training
     queries = training.query_sampling.num_queries
     trains_codec = stage == "codec" or settings.latent.codec.train_with_operator
@@ -229,4 +278,20 @@ def build_objective(
         num_queries=queries,
     )
     curriculum = InverseCurriculum(training.inverse_loss_warmup_epochs, training.inverse_loss_max_weight)
-    return OperatorObjective(simulator, augments, terms, curriculum)
+    priors = build_priors(training.physics_priors, simulator)
+    return OperatorObjective(simulator, augments, terms, curriculum, priors)
+
+
+def build_corrector_objective(
+    stage: StageName, settings: Settings, simulator: Simulator, augments: Mapping[str, Augment]
+) -> DiffusionObjective | DistillObjective:
+    """The objective of a stage that trains the corrector beside the frozen operator."""
+    if simulator.corrector is None:
+        add_corrector(settings, simulator)
+    if stage == "diff_residual":
+        diffusion = settings.diffusion
+        terms = DiffusionTerms(spectral=diffusion.lambda_spectral, relative=diffusion.lambda_relative)
+        return DiffusionObjective(simulator, augments, tau_distribution(diffusion.tau_distribution), terms)
+    chosen = settings.stages.consistency_distill
+    taus = chosen.tau_schedule or (chosen.distill_num_taus,)
+    return DistillObjective(simulator, augments, DistillTerms(taus, chosen.distill_micro_batch, chosen.teacher_steps))

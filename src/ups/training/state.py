@@ -148,7 +148,7 @@ class TrainState:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     stale: int = 0
     validations: int = 0
-    stopped: Literal["budget", "patience"] | None = None
+    stopped: Literal["budget", "patience", "target"] | None = None
 
     COUNTERS: ClassVar = (
         *("step", "validations", "stopped"),
@@ -188,8 +188,13 @@ class TrainState:
             return True
         return self.step % every == 0 if every != "auto" else self._ticks() > self.validations
 
-    def observe(self, metric: float, weights: Mapping[str, Tensor], patience: int | None) -> None:
-        """Takes the result of validating `weights`: copies them when they are the best so far, else loses patience."""
+    def observe(
+        self, metric: float, weights: Mapping[str, Tensor], patience: int | None, target: float | None = None
+    ) -> None:
+        """Takes the result of validating `weights`: copies them when they are the best so far, else loses patience.
+
+        Training stops when the result is as good as the target.
+        """
         self.validations = self._ticks()
         if metric < self.best_metric:
             self.best_metric, self.best_step, self.best_epoch, self.stale = metric, self.step, self.epochs, 0
@@ -198,6 +203,8 @@ class TrainState:
             self.stale += 1
             if self.stopped is None and patience is not None and self.stale >= patience:
                 self.stopped = "patience"
+        if self.stopped is None and target is not None and metric <= target:
+            self.stopped = "target"
 
     def _ticks(self) -> int:
         if self.budget.unit == "epochs":

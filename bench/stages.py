@@ -1,0 +1,180 @@
+"""What each stage is worth: operator alone, residual diffusion on it, and the student of a few steps.
+
+    python bench/stages.py run --tasks burgers ks diffusion_reaction2d --seeds 0 1 2 --data FOLDER
+    python bench/stages.py table
+
+`run` trains the missing (task, seed) through the pipeline's own stages, for `--seconds` of this process's CPU time each
+on one thread, scores ensembles of 16 members on the test trajectories, from one true frame to the end of the file, and
+appends a JSON line to bench/results/stages.jsonl. `table` draws bench/results/stages.md from the lines. Tasks, files
+and splits are those of `bench/accuracy.py`; made test files go on for twice the training horizon.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is first imported
+
+from accuracy_bench.results import Cell, Line, append, commit, read_lines, source_hash
+
+HERE = Path(__file__).parent
+LINES, TABLE = HERE / "results" / "stages.jsonl", HERE / "results" / "stages.md"
+MEMBERS = 16
+STAGES = ("operator", "diff_residual", "consistency_distill")
+SCORES = ("nrmse", "ensemble_nrmse", "mae", "crps", "spread_skill", "ece", "wall_clock", "ensemble_wall_clock")
+
+
+def say(text: str) -> None:
+    """A line of progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def compute(task: str, seed: int, arguments: argparse.Namespace) -> Line:
+    """Trains the three stages of one task and scores them."""
+    from accuracy_bench.cells import Places, open_workspace, settings_of
+    from accuracy_bench.models import get_model
+    from accuracy_bench.tasks import get_task
+    from ups.models.store import save_model
+    from ups.pipeline.train import fit_closed_form, train_stage
+    from ups.training.schedule import Budget
+
+    seconds = dict(zip(STAGES, arguments.seconds, strict=True))
+    places = Places(arguments.data, arguments.work / "data", arguments.work / "stages")
+    get_task(task).prepare(places.cache, say)
+    cell = Cell(task, "ups", seconds["operator"], seed)
+    budgets = [f"stages.{stage}.seconds={seconds[stage]}" for stage in STAGES]
+    settings = settings_of(cell, get_model("ups"), places, (*budgets, *(arguments.set or ())))
+    workspace = open_workspace(cell, settings, say)
+    simulator = workspace.new_simulator().to(workspace.device)
+    key = fit_closed_form(workspace, simulator)
+    steps = {}
+    for stage in STAGES:
+        key = train_stage(workspace, stage, simulator, key, Budget("seconds", seconds[stage]))
+        steps[stage] = workspace.records.note(stage, "steps", 0)
+    save_model(simulator, workspace.run_dir / "model")
+    say(f"{task} {seed}: model in {workspace.run_dir / 'model'}")
+    corrector = simulator.corrector
+    assert corrector is not None
+    student, corrector.student = corrector.student, None
+    teacher = scores_of(simulator, workspace)
+    corrector.student = student
+    widen = {task: float(scale.widen) for task, scale in corrector.scales.items()}
+    return {
+        "task": task,
+        "seed": seed,
+        "seconds": list(arguments.seconds),
+        "settings": list(arguments.set or ()),
+        "steps": steps,
+        "widen": next(iter(widen.values())),
+        "teacher": teacher,
+        "student": scores_of(simulator, workspace),
+        "commit": commit(),
+        "source": source_hash(),
+    }
+
+
+def scores_of(simulator: Any, workspace: Any) -> dict[str, float | None]:
+    """Scores of the simulator and its ensemble on the test split."""
+    from ups.evaluation.evaluate import Protocol, evaluate
+
+    protocol = Protocol("test", None, None, "latent", 16 * MEMBERS, MEMBERS)
+    found = evaluate(
+        {"ups": simulator}, workspace.splits["test"], protocol=protocol, device=workspace.device, showcases=False
+    )
+    task = next(iter(found.tasks))
+    return {name: found.scores(task)[name].value for name in SCORES}
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Computes what is missing."""
+    for seed in arguments.seeds:
+        for task in arguments.tasks:
+            wanted = {"task": task, "seed": seed, "seconds": list(arguments.seconds), "settings": arguments.set or []}
+            lines = read_lines(arguments.out)
+            if not arguments.redo and any({name: line[name] for name in wanted} == wanted for line in lines):
+                say(f"{task} {seed}: done")
+                continue
+            line = compute(task, seed, arguments)
+            append(line, arguments.out)
+            say(f"{task} {seed}: {row_of([line])}")
+
+
+def row_of(lines: list[Line]) -> dict[str, str]:
+    """The columns of the table for the seeds of a task: medians, and their range where there are several."""
+
+    def shown(values: list[float]) -> str:
+        return f"{median(values):.3g}" + (f" [{min(values):.3g} - {max(values):.3g}]" if len(values) > 1 else "")
+
+    def ratio(who: str, over: str, under: str, base: str = "teacher") -> str:
+        return shown([line[who][over] / line[base][under] for line in lines])
+
+    return {
+        "operator nrmse": shown([line["teacher"]["nrmse"] for line in lines]),
+        "mean / operator": ratio("teacher", "ensemble_nrmse", "nrmse"),
+        "CRPS / error": ratio("teacher", "crps", "mae"),
+        "spread / skill": shown([line["teacher"]["spread_skill"] for line in lines]),
+        "ECE": shown([line["teacher"]["ece"] for line in lines]),
+        "student CRPS / teacher": ratio("student", "crps", "crps"),
+        "student mean / operator": ratio("student", "ensemble_nrmse", "nrmse"),
+        "teacher s / student s": shown(
+            [line["teacher"]["ensemble_wall_clock"] / line["student"]["ensemble_wall_clock"] for line in lines]
+        ),
+        "seeds": str(len(lines)),
+    }
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """Draws the table of every (task, seconds, settings)."""
+    groups: dict[tuple[str, ...], dict[int, Line]] = {}
+    for line in read_lines(arguments.out):
+        key = (line["task"], "/".join(f"{s:g}" for s in line["seconds"]), " ".join(line["settings"]))
+        groups.setdefault(key, {})[line["seed"]] = line
+    rows = [
+        {"task": task, "seconds": seconds, "settings": settings or "defaults", **row_of(list(seeds.values()))}
+        for (task, seconds, settings), seeds in groups.items()
+    ]
+    text = [
+        "# What each stage is worth",
+        "",
+        "Test trajectories, from one true frame to the end of the file, physical units; median [least - greatest] of",
+        "the seeds. `seconds` are CPU seconds of one thread of operator / residual diffusion / distillation.",
+        "`mean / operator`: nrmse of the mean of 16 members over that of the operator alone. `CRPS / error`: CRPS of",
+        "the ensemble over the mean absolute error of the operator. The teacher takes 16 steps of Heun's method, the",
+        "student 2. Made test files (ks) go on for twice the training horizon. Drawn by",
+        "`bench/stages.py` from `stages.jsonl`.",
+        "",
+        "| " + " | ".join(rows[0]) + " |",
+        "| " + " | ".join("---" for _ in rows[0]) + " |",
+        *("| " + " | ".join(row.values()) + " |" for row in rows),
+    ]
+    TABLE.write_text("\n".join(text) + "\n")
+    say(f"{TABLE}: {len(rows)} rows")
+
+
+def main() -> int:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("run", help="compute what is missing")
+    one.add_argument("--tasks", nargs="+", required=True)
+    one.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    one.add_argument("--seconds", nargs=3, type=float, default=[150.0, 200.0, 150.0], metavar="S", help="of each stage")
+    one.add_argument("--data", type=Path, help="folder of the published files")
+    one.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="folder of made data and runs")
+    one.add_argument("--set", nargs="+", metavar="KEY=VALUE", help="settings, in a row of their own")
+    one.add_argument("--redo", action="store_true")
+    two = commands.add_parser("table", help="draw the table")
+    for command in (one, two):
+        command.add_argument("--out", type=Path, default=LINES, help="file of the lines")
+    arguments = parser.parse_args()
+    (run if arguments.command == "run" else table)(arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Settings of the networks: latent space, operator, residual diffusion, steady prior."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from ups.config.kinds import BelowOne, Group, as_tuple
+
+
+class CodecSettings(Group):
+    """Encoder and decoder between fields and latent tokens."""
+
+    train_with_operator: bool = False
+    """Whether the operator's stage trains the codec too, instead of freezing it."""
+
+
+class LatentSettings(Group):
+    """The latent space shared by all discretisations."""
+
+    dim: PositiveInt = 64
+    patch: PositiveInt | Literal["auto"] = "auto"
+    """Grid points per token along each axis."""
+    codec: CodecSettings = CodecSettings()
+
+
+class PdetSettings(Group):
+    """The transformer that mixes tokens."""
+
+    hidden_dim: PositiveInt = 64
+    depths: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1), BeforeValidator(as_tuple)] = 3
+    """Blocks: of a stack, or of each of two levels of a U; a list is one number per level."""
+    heads: PositiveInt = 4
+    window: PositiveInt | None = None
+    """Tokens per side of an attention window; null attends globally."""
+    mlp_ratio: PositiveFloat = 2.0
+    qk_norm: bool = True
+    drop_path: BelowOne = 0.0
+    stem_width: PositiveInt | Literal["auto"] = "auto"
+    """Channels of the layers at full resolution, around the tokens; `auto` is 32 in one dimension, else 16."""
+    use_activation_checkpoint: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.hidden_dim % self.heads:
+            raise ValueError(f"heads is {self.heads}, which does not divide hidden_dim, {self.hidden_dim}")
+        width = self.hidden_dim // self.heads
+        if width % 2:
+            raise ValueError(
+                f"hidden_dim // heads is {self.hidden_dim} // {self.heads} = {width}; rotary pairs need an even head "
+                "width: change heads or hidden_dim"
+            )
+        return self
+
+
+class OperatorSettings(Group):
+    """The operator that advances latents in time."""
+
+    architecture_type: Literal["pdet_unet", "pdet_stack"] = "pdet_stack"
+    base: Literal["linear", "persistence"] = "linear"
+    """What the learned rest is added to: the best linear propagator of the training data, or the last frame."""
+    form: Literal["auto", "flux", "flux_open", "flux_source", "increment"] = "auto"
+    """How the rest is read: `auto` takes the equation's own; a flux between cells keeps the integral of a field."""
+    moving_frame: bool = True
+    """Take the mean velocity out of every step where the equation is Galilean-invariant."""
+    pdet: PdetSettings = PdetSettings()
+
+
+class DiffusionSettings(Group):
+    """The residual diffusion: samples of the operator's error, for ensembles."""
+
+    architecture: Literal["transformer", "mlp"] = "transformer"
+    """Networks that mix tokens as the operator does, or of every cell on its own."""
+    hidden_dim: PositiveInt = 64
+    depth: PositiveInt = 3
+    stem_width: PositiveInt | Literal["auto"] = "auto"
+    """Channels of the layers at full resolution; `auto` is the operator's."""
+    tau_distribution: str = "uniform"
+    """Times of the flow that training draws: `uniform`, `logit_normal` or `beta(a,b)`."""
+    sampler: Literal["heun", "euler"] = "heun"
+    sampler_steps: PositiveInt = 16
+    student_steps: PositiveInt = 2
+    """Steps of the distilled sampler, which takes the other's place where it was trained."""
+    lambda_spectral: NonNegativeFloat = 0.0
+    lambda_relative: NonNegativeFloat = 0.0
+
+    @field_validator("tau_distribution")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        number = r"\s*(?:[1-9]\d*(?:\.\d*)?|0?\.\d*[1-9]\d*)\s*"
+        if value not in ("uniform", "logit_normal") and not re.fullmatch(rf"beta\({number},{number}\)", value):
+            raise ValueError(f"{value!r} is none of uniform, logit_normal and beta(a,b) with a and b above 0")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.hidden_dim % 8:
+            raise ValueError(f"hidden_dim is {self.hidden_dim}; it must be a multiple of 8 (four heads of even width)")
+        return self

@@ -1,0 +1,205 @@
+"""The corrector: what a residual diffusion adds to a step of the operator, between its prediction and the next state.
+
+It works on the codec's lattice, in normalised fields, and in the moving frame of the step where there is one: for a
+codec that loses nothing this is the latent space, turned.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ups.errors import UpsError
+from ups.models.diffusion import SAMPLERS, Condition, Denoiser, DiffusionArchitecture, even_times, on_path
+from ups.models.emulator import TaskSpec
+from ups.models.layers import ModuleMap, full_precision
+from ups.models.step import Physics
+
+
+class ResidualScale(nn.Module):
+    """The sizes that make one task's residual and change per step unit-variance, and how far samples spread.
+
+    `residual` and `change` are root mean squares per field, in normalised units; `widen` multiplies how far a sample is
+    from the mean: 1 as trained, another value where validation roll-outs say so.
+    """
+
+    residual: Tensor
+    change: Tensor
+    widen: Tensor
+
+    def __init__(self, spec: TaskSpec) -> None:
+        super().__init__()
+        shape = (len(spec.fields), *[1] * spec.axes)
+        self.register_buffer("residual", torch.ones(shape))
+        self.register_buffer("change", torch.ones(shape))
+        self.register_buffer("widen", torch.ones(()))
+
+
+class Corrector(nn.Module):
+    """Draws u_{t+dt} given u_t and the operator's prediction of it.
+
+    Args:
+        tasks: what is known of each task.
+        patch: cells per token of the networks.
+    """
+
+    def __init__(self, tasks: Mapping[str, TaskSpec], architecture: DiffusionArchitecture, patch: int) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.denoiser = Denoiser(tasks, architecture, patch)
+        self.student: nn.Module | None = None
+        self.scales: ModuleMap[ResidualScale] = ModuleMap({task: ResidualScale(spec) for task, spec in tasks.items()})
+        # A step in flux form keeps these integrals exactly: so must what is added to it.
+        self.kept = {
+            task: [channel for channel, kept in enumerate(spec.conserved) if kept and spec.form == "flux"]
+            for task, spec in tasks.items()
+        }
+
+    def add_student(self) -> nn.Module:
+        """A student of the flow that starts as its teacher; the one there is, if there is one."""
+        if self.student is None:
+            self.student = copy.deepcopy(self.denoiser.flow)
+        return self.student
+
+    def widen(self, factor: float) -> None:
+        """Makes samples of every task spread `factor` times as far from their mean as they were trained to."""
+        for scale in self.scales.values():
+            scale.get_buffer("widen").fill_(factor)
+
+    @contextmanager
+    def sampling(self, steps: int) -> Iterator[None]:
+        """Inside, the teacher samples in at most so many steps."""
+        architecture = self.architecture
+        self.architecture = replace(architecture, sampler_steps=min(steps, architecture.sampler_steps))
+        try:
+            yield
+        finally:
+            self.architecture = architecture
+
+    def see(
+        self,
+        task: str,
+        physics: Physics,
+        u_hat: Float[Tensor, "batch context channel *grid"],
+        u_next: Float[Tensor, "batch channel *grid"],
+    ) -> tuple[Float[Tensor, "batch given *grid"], Tensor | None]:
+        """What the networks read of a step, and the mean velocity that was taken out of it (None without a frame)."""
+        mean = None
+        if physics.frame is not None:
+            u_hat, mean = physics.frame.enter(u_hat)
+            u_next = physics.frame.follow(u_next, mean)
+        change = (u_next - u_hat[:, -1]) / self.scales[task].change
+        return torch.cat([physics.with_static(u_hat.flatten(1, 2)), change], dim=1), mean
+
+    def residual(self, task: str, physics: Physics, truth: Tensor, u_next: Tensor, mean: Tensor | None) -> Tensor:
+        """r = (truth - prediction) / sigma of normalised frames, seen from the moving frame."""
+        if physics.frame is not None and mean is not None:
+            truth, u_next = physics.frame.follow(truth, mean), physics.frame.follow(u_next, mean)
+        found: Tensor = (truth - u_next) / self.scales[task].residual
+        return found
+
+    def draw(
+        self, condition: Condition, rng: torch.Generator | None, *, steps: int | None = None, student: bool = True
+    ) -> Float[Tensor, "batch channel *grid"]:
+        """Samples of r, by the student where there is one and `student` asks for it.
+
+        Args:
+            rng: of the noise, on the CPU; None takes PyTorch's own stream.
+            steps: of the sampler; None takes the architecture's.
+        """
+        noise = self.noise(condition, rng)
+        if student and self.student is not None:
+            sample = self._jump(condition, noise, rng, steps or self.architecture.student_steps)
+        else:
+            times = even_times(steps or self.architecture.sampler_steps)
+            sample = self.teach(condition, noise, times)[-1]
+        widen = self.scales[condition.task].widen
+        return condition.mean + widen * (sample - condition.mean)
+
+    @staticmethod
+    def noise(condition: Condition, rng: torch.Generator | None) -> Tensor:
+        """eps ~ N(0, I) of the residual's shape; the same from the same generator on any device."""
+        like = condition.mean
+        return torch.randn(like.shape, generator=rng, dtype=like.dtype).to(like.device)
+
+    def teach(self, condition: Condition, noise: Tensor, times: list[float]) -> list[Tensor]:
+        """The diffusion's own path from noise at the first of `times` to the last: the state at each."""
+        sampler = SAMPLERS[self.architecture.sampler]
+        return sampler(lambda x, tau: self.denoiser.velocity(x, tau, condition), noise, times)
+
+    def land(self, x: Tensor, tau: Tensor | float, condition: Condition) -> Tensor:
+        """Where the student's one step from x_tau ends at tau = 1."""
+        velocity = self.denoiser.velocity(x, tau, condition, self.student)
+        left = 1 - torch.as_tensor(tau, dtype=x.dtype, device=x.device).expand(len(x))
+        landed: Tensor = x + left.reshape(-1, *[1] * (x.ndim - 1)) * velocity
+        return landed
+
+    def _jump(self, condition: Condition, noise: Tensor, rng: torch.Generator | None, steps: int) -> Tensor:
+        """Multi-step consistency sampling: land, go back to the next tau with fresh noise, land again."""
+        x, times = noise, even_times(steps)
+        for start, stop in pairwise(times):
+            x = self.land(x, start, condition)
+            if stop < 1:
+                x = on_path(self.noise(condition, rng), x, x.new_full((len(x),), stop))
+        return x
+
+    def correct(
+        self,
+        task: str,
+        physics: Physics,
+        u_hat: Float[Tensor, "batch context channel *grid"],
+        u_next: Float[Tensor, "batch channel *grid"],
+        features: Float[Tensor, "batch feature"],
+        rng: torch.Generator | None,
+        *,
+        student: bool = True,
+    ) -> Float[Tensor, "batch channel *grid"]:
+        """The operator's normalised prediction with a sample of its error added."""
+        with full_precision(u_next):
+            given, mean = self.see(task, physics, u_hat, u_next)
+            sample = self.draw(self.denoiser.condition(given, features, task), rng, student=student)
+            if physics.frame is not None and mean is not None:
+                return physics.frame.leave(physics.frame.follow(u_next, mean) + self._scaled(sample, task), mean)
+            return u_next + self._scaled(sample, task)
+
+    def _scaled(self, sample: Tensor, task: str) -> Tensor:
+        """sigma r, without what would change the integral of a field that the step keeps."""
+        change: Tensor = sample * self.scales[task].residual
+        kept = self.kept[task]
+        if kept:
+            integral = change.mean(dim=tuple(range(2, change.ndim)), keepdim=True)
+            mask = torch.zeros(change.shape[1], *[1] * (change.ndim - 2), device=change.device)
+            mask[kept] = 1.0
+            change = change - mask * integral
+        return change
+
+    @torch.no_grad()
+    def fit(self, task: str, physics: Physics, steps: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Sets the scales from steps of the operator: batches of normalised (context, prediction, truth).
+
+        Raises:
+            UpsError: the operator makes no error that could be learned.
+        """
+        residual, change, batches = torch.zeros(()), torch.zeros(()), 0
+        scale = self.scales[task]
+        scale.residual.fill_(1.0)
+        scale.change.fill_(1.0)
+        channels = len(scale.residual)
+        for u_hat, u_next, truth in steps:
+            given, mean = self.see(task, physics, u_hat, u_next)
+            over = [0, *range(2, given.ndim)]
+            residual = residual + self.residual(task, physics, truth, u_next, mean).square().mean(over)
+            change = change + given[:, -channels:].square().mean(over)
+            batches += 1
+        if batches == 0 or not bool((residual > 0).all()):
+            raise UpsError(f"{task}: the operator makes no error on its training frames: there is nothing to correct")
+        tiny = torch.finfo(torch.float32).tiny
+        scale.residual.copy_((residual / batches).sqrt().clamp_min(tiny).reshape(scale.residual.shape))
+        scale.change.copy_((change / batches).sqrt().clamp_min(tiny).reshape(scale.change.shape))

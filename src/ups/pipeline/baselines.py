@@ -1,0 +1,86 @@
+"""Trains what a run's simulator is compared with, for as many seconds as the simulator was trained."""
+
+from __future__ import annotations
+
+import math
+
+from ups.config.learning import OptimizerSettings
+from ups.config.load import resolved
+from ups.models.baselines import NetworkEmulator, make_baseline
+from ups.models.emulator import Emulator
+from ups.models.step import StepEmulator
+from ups.models.store import load_weights
+from ups.pipeline.plan import Plan, run_plan
+from ups.pipeline.records import digest
+from ups.pipeline.train import STAGES, find_focus, fit_closed_form, validation_of
+from ups.pipeline.workspace import Workspace
+from ups.runtime import seed_everything
+from ups.training.objectives import EmulatorObjective
+from ups.training.schedule import Budget
+from ups.training.stages import BASELINE_OPTIMIZERS, build_augments
+
+
+def training_seconds(workspace: Workspace) -> float:
+    """Seconds that the simulator's stages are given, or took where their budget is in steps or epochs."""
+    seconds = 0.0
+    for stage in STAGES:
+        if workspace.records.note(stage, "steps", 0) > 0:
+            took = math.ceil(workspace.records.note(stage, "training_seconds", 0.0))
+            seconds += workspace.settings.stage(stage).seconds or took
+    return seconds
+
+
+def train_baseline(workspace: Workspace, name: str) -> Emulator:
+    """Trains a baseline for as many seconds as the simulator, or fits it, or takes it as it is."""
+    seed_everything(workspace.settings.seed)
+    emulator = make_baseline(name, workspace.specs).to(workspace.device)
+    budget = Budget("seconds", training_seconds(workspace))
+    fitted = fit_closed_form(workspace, emulator)
+    if not isinstance(emulator, StepEmulator) or not any(p.requires_grad for p in emulator.parameters()):
+        return emulator.eval()
+    batch_size = workspace.batch_size("operator")
+    return train_emulator(workspace, emulator, fitted, BASELINE_OPTIMIZERS[name], budget, batch_size)
+
+
+def train_emulator(
+    workspace: Workspace,
+    emulator: StepEmulator,
+    before: str,
+    optimizer: OptimizerSettings,
+    budget: Budget,
+    batch_size: int,
+    *,
+    focused: bool = False,
+) -> Emulator:
+    """Trains an emulator other than the simulator one step ahead, unless its record says that it is done.
+
+    Args:
+        emulator: on the workspace's device; what it has in closed form is fitted.
+        before: key of what training starts from.
+        focused: draw windows as the simulator's training does (`training.focus`), rather than evenly.
+    """
+    settings, step = workspace.settings, f"baselines-{emulator.name}"
+    training = resolved(settings)["training"]
+    if not focused:
+        training.pop("focus")
+    shapes = {name: tuple(value.shape) for name, value in emulator.state_dict().items()}
+    parts = emulator.parts if isinstance(emulator, NetworkEmulator) else {}
+    key = digest(before, step, budget.amount, training, optimizer.model_dump(mode="json"), shapes, parts)
+    folder = workspace.run_dir / "baselines" / emulator.name / "model"
+    if workspace.records.done(step, key, folder):
+        load_weights(emulator, folder)
+        return emulator.eval()
+    plan = Plan(
+        name=step,
+        emulator=emulator,
+        objective=EmulatorObjective(emulator, build_augments(settings, workspace.splits["train"])),
+        budget=budget,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        patience=None,
+        validate=validation_of(workspace, step, emulator),
+        key=key,
+        focus=find_focus(workspace, emulator) if focused else None,
+    )
+    run_plan(workspace, plan, folder)
+    return emulator.eval()

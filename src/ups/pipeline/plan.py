@@ -1,0 +1,136 @@
+"""One training of a run, whatever is trained: its plan, and the way from there to a saved model and a record."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ups.config.learning import OptimizerSettings
+from ups.config.load import resolved
+from ups.config.schema import Settings
+from ups.data.windows import WindowLoader
+from ups.models.emulator import Emulator
+from ups.models.store import save_model
+from ups.pipeline.workspace import Workspace
+from ups.training.checkpoint import CheckpointStore
+from ups.training.ema import build_ema
+from ups.training.focus import Focus
+from ups.training.loop import LoopSettings, Objective, StageOutcome, fit
+from ups.training.monitor import JsonlSink, Monitor
+from ups.training.optim import build_optimizer
+from ups.training.schedule import Budget, build_schedule
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training: what is minimised, for how long, with what.
+
+    Args:
+        target: validation score at which training stops.
+        begin: what is fitted in closed form before training, from batches of the train split.
+        finish: what is set after training, before the model is saved.
+    """
+
+    name: str
+    emulator: Emulator
+    objective: Objective
+    budget: Budget
+    optimizer: OptimizerSettings
+    batch_size: int
+    patience: int | None
+    validate: Callable[[], float]
+    key: str
+    focus: Focus | None = None
+    target: float | None = None
+    begin: Callable[[WindowLoader], None] | None = None
+    finish: Callable[[], None] | None = None
+
+
+def run_plan(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
+    """Runs one training to its end, saves the model, and notes the step as done."""
+    settings, began = workspace.settings, time.perf_counter()
+    training = settings.training
+    module = plan.objective.module
+    place = workspace.run_dir / "checkpoints" / plan.name
+    if workspace.records.key(plan.name) is not None:  # finished, but from something else: only its record knows
+        workspace.progress.say(f"{plan.name}: trained again, because what it depends on has changed")
+        workspace.records.forget(plan.name)
+        shutil.rmtree(place, ignore_errors=True)
+    store = CheckpointStore(
+        place,
+        fingerprint=fingerprint(workspace, plan),
+        keep=training.keep_checkpoints,
+        say=workspace.progress.say,
+    )
+    monitor = Monitor(plan.name, [JsonlSink(workspace.run_dir / "log.jsonl")])
+    module.train()
+    if plan.begin is not None:
+        with closing(make_loader(workspace, plan.batch_size)) as loader:
+            plan.begin(loader)
+    with closing(make_loader(workspace, plan.batch_size, plan.focus)) as loader, closing(monitor):
+        outcome = fit(
+            plan.objective,
+            loader,
+            budget=plan.budget,
+            optimizer=build_optimizer(module, plan.optimizer),
+            schedule=build_schedule(plan.optimizer.scheduler),
+            ema=build_ema(module, training.ema_decay),
+            settings=LoopSettings.of(training, patience=plan.patience, target=plan.target),
+            validate=plan.validate,
+            checkpoints=store,
+            monitor=monitor,
+            progress=workspace.progress,
+            device=workspace.device,
+            seed=settings.seed,
+            refocus=None if plan.focus is None else plan.focus.by_error,
+        )
+    if plan.finish is not None:
+        plan.finish()
+    save_model(plan.emulator, folder)
+    notes: dict[str, Any] = {
+        "steps": outcome.steps,
+        "training_seconds": outcome.seconds,
+        "best_valid": outcome.best_metric,
+        "best_step": outcome.best_step,
+        "stopped": outcome.stopped,
+        "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+    }
+    workspace.records.finish(plan.name, plan.key, time.perf_counter() - began, **notes)
+    return outcome
+
+
+def make_loader(workspace: Workspace, batch_size: int, focus: Focus | None = None) -> WindowLoader:
+    """Shuffled batches of the train split."""
+    settings = workspace.settings
+    workers = settings.training.num_workers
+    return WindowLoader(
+        workspace.splits["train"],
+        batch_size,
+        settings.data.context,
+        1,
+        settings.seed,
+        weights=None if focus is None else focus.by_base(),
+        workers=1 if workers == "auto" else workers,
+        prefetch=settings.training.prefetch_factor,
+    )
+
+
+def fingerprint(workspace: Workspace, plan: Plan) -> Mapping[str, Any]:
+    """What a checkpoint must share with the training that resumes from it; shown where it does not."""
+    return {
+        "settings": model_settings(workspace.settings) | {"optimizer": plan.optimizer.model_dump(mode="json")},
+        "budget": {plan.budget.unit: plan.budget.amount},
+        "data": workspace.data_hash,
+        "key": plan.key,
+    }
+
+
+def model_settings(settings: Settings) -> dict[str, Any]:
+    """The settings that a model's weights depend on before any training."""
+    choices = resolved(settings)
+    return {name: choices[name] for name in ("data", "latent", "operator", "seed")}

@@ -1,0 +1,235 @@
+"""The objectives of the corrector: flow matching of the operator's residual, and its distillation into a few steps.
+
+The operator is a frozen teacher here: its weights are the averaged ones of its own stage, in evaluation mode, and no
+gradient reaches it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ups.data.augment import Augment
+from ups.data.fields import Batch
+from ups.errors import UpsError
+from ups.models.diffusion import Condition, even_times, on_path, spread
+from ups.models.layers import full_precision
+from ups.models.simulator import Simulator
+from ups.training.losses import relative_l2, spectral_loss
+from ups.training.objectives import Metrics, Scalar
+
+Draw = Callable[[int, torch.Generator], Float[Tensor, " batch"]]
+"""(how many, generator) -> tau in (0, 1)."""
+
+
+def tau_distribution(text: str) -> Draw:
+    """How tau is drawn: `uniform`, `logit_normal` (Esser et al. 2024) or `beta(a,b)`.
+
+    Raises:
+        UpsError: the text names none of them.
+    """
+    if text == "uniform":
+        return lambda num, rng: torch.rand(num, generator=rng)
+    if text == "logit_normal":
+        return lambda num, rng: torch.randn(num, generator=rng).sigmoid()
+    found = re.fullmatch(r"beta\(\s*([0-9.]+)\s*,\s*([0-9.]+)\s*\)", text)
+    if found is None or min(map(float, found.groups())) <= 0:
+        raise UpsError(
+            f"diffusion.tau_distribution is '{text}'; it must be uniform, logit_normal or beta(a,b), a, b > 0"
+        )
+    shapes = torch.tensor([float(value) for value in found.groups()])
+
+    def draw(num: int, rng: torch.Generator) -> Tensor:
+        gamma = torch._standard_gamma(shapes.expand(num, 2).contiguous(), generator=rng)
+        return gamma[:, 0] / gamma.sum(1)
+
+    return draw
+
+
+class ResidualSteps:
+    """Steps of a frozen operator on batches of windows: (condition, residual) of each, and what led to it.
+
+    Args:
+        simulator: its corrector is what is trained; everything else is put in evaluation mode and frozen.
+    """
+
+    def __init__(self, simulator: Simulator, augments: Mapping[str, Augment]) -> None:
+        if simulator.corrector is None:
+            raise UpsError("there is no corrector to train; add one to the simulator first")
+        simulator.requires_grad_(False).eval()
+        self.simulator, self.augments, self.corrector = simulator, augments, simulator.corrector
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Normalised context, prediction and truth, and the features of the step."""
+        simulator, task = self.simulator, batch.task
+        normalizer = simulator.normalizers[task]
+        u = normalizer(batch.frames)
+        context = u[:, : batch.context]
+        z = simulator.encode(batch.inputs, task=task)
+        z_next = simulator.advance(z, task=task, dt=batch.dt, params=batch.params)
+        with full_precision(u):
+            u_next = simulator.codecs[task].decode(z_next)
+        return context, u_next, u[:, batch.context], normalizer.features(batch.dt, batch.params)
+
+    def of(self, batch: Batch, rng: torch.Generator) -> tuple[Condition, Tensor, Tensor]:
+        """Condition and residual r of an augmented batch, and sigma r = 0 as a field: the operator's prediction."""
+        batch = self.augments[batch.task](batch, rng)
+        context, u_next, truth, features = self.predict(batch)
+        task, physics = batch.task, self.simulator.physics[batch.task]
+        with torch.no_grad(), full_precision(u_next):
+            given, mean = self.corrector.see(task, physics, context, u_next)
+            residual = self.corrector.residual(task, physics, truth, u_next, mean)
+            seen = u_next if physics.frame is None or mean is None else physics.frame.follow(u_next, mean)
+        return self.corrector.denoiser.condition(given, features, task), residual, seen
+
+
+@dataclass(frozen=True)
+class DiffusionTerms:
+    """Weights of the optional terms, on the field that one step of the flow from x_tau lands at."""
+
+    spectral: float = 0.0
+    relative: float = 0.0
+
+
+class DiffusionObjective:
+    """Conditional flow matching of the normalised residual (see `ups.models.diffusion`).
+
+    L = mean (mu - r)^2 + mean [(r - mu)^2 / (2 s^2) + log s] + mean (v - (r - eps))^2 / b^2
+        + lambda_spectral spectral(u^, u) + lambda_relative relL2(u^, u),    u^ = G(u_t) + sigma (x_tau + (1 - tau) v)
+
+    The second term trains s alone (mu is held), the third the flow alone (mu and s are held).
+    """
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        augments: Mapping[str, Augment],
+        taus: Draw,
+        terms: DiffusionTerms | None = None,
+    ) -> None:
+        self.steps, self.taus, self.terms = ResidualSteps(simulator, augments), taus, terms or DiffusionTerms()
+        self.corrector = self.steps.corrector
+        self.module = self.corrector
+        self.corrector.requires_grad_(True)
+        if self.corrector.student is not None:
+            self.corrector.student.requires_grad_(False)
+
+    def plan(self, epoch: int, fraction: float) -> int:
+        return 1
+
+    def __call__(self, batch: Batch, rng: torch.Generator) -> tuple[Scalar, Metrics]:
+        condition, residual, seen = self.steps.of(batch, rng)
+        denoiser = self.corrector.denoiser
+        off = residual - condition.mean
+        tau = self.taus(len(residual), rng).to(residual.device)
+        noise = self.corrector.noise(condition, rng)
+        x = on_path(noise, residual, tau)
+        held = Condition(
+            condition.task, condition.given, condition.features, condition.mean.detach(), condition.spread.detach()
+        )
+        velocity = denoiser.velocity(x, tau, held)
+        losses = {
+            "mean": off.square().mean(),
+            "spread": ((off.detach() / condition.spread).square() / 2 + condition.spread.log()).mean(),
+            "flow": (denoiser.weight(tau, held) * (velocity - (residual - noise)).square()).mean(),
+        }
+        if self.terms.spectral or self.terms.relative:
+            sigma = self.corrector.scales[batch.task].residual
+            landed = seen + sigma * (x + spread(1 - tau, x) * velocity)
+            truth = seen + sigma * residual
+            if self.terms.spectral:
+                losses["spectral"] = self.terms.spectral * spectral_loss(landed, truth)
+            if self.terms.relative:
+                losses["relative"] = self.terms.relative * relative_l2(landed, truth)
+        return torch.stack(list(losses.values())).sum(), {name: value.detach() for name, value in losses.items()}
+
+
+@dataclass(frozen=True)
+class DistillTerms:
+    """How the student is taught.
+
+    Args:
+        num_taus: places on the teacher's path from which the student lands, per epoch where there are several: the
+            last one holds for all further epochs.
+        micro_batch: windows whose graphs are held at once.
+        teacher_steps: of the teacher's path.
+    """
+
+    num_taus: tuple[int, ...] = (3,)
+    micro_batch: int = 8
+    teacher_steps: int = 16
+
+
+class DistillObjective:
+    """One step of the student from x_tau must land where the frozen teacher's path from x_tau lands.
+
+    L = mean over taus of |land(x_tau, tau) - x_1|^2 / s^2
+
+    with x_tau the teacher's own states between noise and sample. Operator and teacher run once per batch and without a
+    graph; the student's gradients are summed over micro-batches.
+
+    (Luhman and Luhman 2021, Knowledge Distillation in Iterative Generative Models. Song et al. 2023, Consistency
+    Models.)
+    """
+
+    def __init__(self, simulator: Simulator, augments: Mapping[str, Augment], terms: DistillTerms) -> None:
+        self.steps, self.terms = ResidualSteps(simulator, augments), terms
+        self.corrector = self.steps.corrector
+        self.student = self.corrector.add_student().requires_grad_(True)
+        self.module = self.student
+        self.epoch = 0
+
+    def plan(self, epoch: int, fraction: float) -> int:
+        self.epoch = epoch
+        return 1
+
+    def __call__(self, batch: Batch, rng: torch.Generator) -> tuple[Scalar, Metrics]:
+        times = even_times(self.terms.teacher_steps)
+        with torch.no_grad():
+            condition, _, _ = self.steps.of(batch, rng)
+            path = self.corrector.teach(condition, self.corrector.noise(condition, rng), times)
+        starts = self._starts(rng)
+        total = torch.zeros((), device=path[-1].device)
+        size, step = len(path[-1]), self.terms.micro_batch
+        for low in range(0, size, step):
+            rows = slice(low, low + step)
+            targets = [(path[place][rows], times[place], path[-1][rows]) for place in starts]
+            part = condition.part(rows)
+            # Of all micro-batches, only one's graph is held at a time: it is made again when its gradient is taken.
+            loss = (
+                checkpoint(self._miss, targets, part, use_reentrant=False) if size > step else self._miss(targets, part)
+            )
+            total = total + loss * (len(part.spread) / size)
+        return total, {"distance": total.detach()}
+
+    def _starts(self, rng: torch.Generator) -> list[int]:
+        """Places on the path to land from: pure noise always, the others at random."""
+        schedule = self.terms.num_taus
+        num = min(schedule[min(self.epoch, len(schedule) - 1)], self.terms.teacher_steps)
+        others = 1 + torch.randperm(self.terms.teacher_steps - 1, generator=rng)[: num - 1]
+        return [0, *others.tolist()]
+
+    def _miss(self, targets: list[tuple[Tensor, float, Tensor]], condition: Condition) -> Tensor:
+        """Mean over (x_tau, tau, x_1) of how far from x_1 the student lands, in spreads, squared."""
+        far = [(self.corrector.land(x, tau, condition) - end) / condition.spread for x, tau, end in targets]
+        return torch.stack([one.square().mean() for one in far]).mean()
+
+
+def fit_scales(steps: ResidualSteps, batches: Iterable[Batch]) -> None:
+    """Sets the corrector's scales from the operator's steps on some train batches, of every task.
+
+    Raises:
+        UpsError: the operator makes no error that could be learned.
+    """
+    by_task: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+    for batch in batches:
+        by_task.setdefault(batch.task, []).append(steps.predict(batch)[:3])
+    for task, found in by_task.items():
+        steps.corrector.fit(task, steps.simulator.physics[task], found)

@@ -1,0 +1,234 @@
+"""Flow matching: samplers of known order, a denoiser that is right for Gaussians, and what a corrector must keep."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.models.helpers import make_spec
+
+from ups.errors import CheckpointError, UpsError
+from ups.models.corrector import Corrector
+from ups.models.diffusion import SAMPLERS, Condition, Denoiser, DiffusionArchitecture, PointMlp, even_times, on_path
+from ups.models.simulator import Architecture, Simulator
+from ups.models.store import adopt, load_model, save_model
+from ups.models.surrogate import Surrogate
+
+SMALL = DiffusionArchitecture(hidden_dim=16, depth=1, stem_width=8, sampler_steps=4)
+TASK = "burgers1d"
+
+
+def make_simulator(
+    *, trained: bool = True, architecture: DiffusionArchitecture = SMALL, **changes: object
+) -> Simulator:
+    """A simulator whose corrector's networks have random weights."""
+    torch.manual_seed(0)
+    spec = make_spec(name=TASK, param_names=("nu",), param_log=(True,), param_mean=(-4.6,), param_std=(0.0,),
+                     param_low=(0.01,), param_high=(0.01,), **changes)  # type: ignore[arg-type]  # fmt: skip
+    simulator = Simulator({TASK: spec}, Architecture(patch=4, hidden_dim=16, heads=2, depths=(1,), stem_width=8))
+    corrector = simulator.add_corrector(architecture)
+    if trained:
+        for p in corrector.denoiser.parameters():
+            torch.nn.init.normal_(p, std=0.1)
+        corrector.scales[TASK].residual.fill_(0.1)
+    return simulator.eval()
+
+
+def make_context(num: int = 3) -> torch.Tensor:
+    return torch.randn(num, 1, 1, 32, generator=torch.Generator().manual_seed(1))
+
+
+def roll(
+    simulator: Simulator, context: torch.Tensor, *, steps: int = 3, members: int = 4, seed: int = 0
+) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    dt, params = torch.full((len(context),), 0.1), torch.full((len(context), 1), 0.01)
+    with torch.no_grad():
+        return simulator.rollout_members(context, steps, members=members, task=TASK, dt=dt, params=params, rng=rng)
+
+
+# --- sampler ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2)])
+def test_a_sampler_has_its_order(name: str, order: int) -> None:
+    # dx/dtau = x cos(tau) from 1: x = exp(sin tau)
+    errors = []
+    for steps in (8, 16):
+        states = SAMPLERS[name](
+            lambda x, tau: x * math.cos(tau), torch.ones(1, 1, 1, dtype=torch.float64), even_times(steps)
+        )
+        assert len(states) == steps + 1
+        errors.append(abs(float(states[-2]) - math.exp(math.sin((steps - 1) / steps))))
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.35)
+
+
+# --- denoiser --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["transformer", "mlp"])
+def test_an_untrained_flow_samples_the_gaussian_of_the_moments(architecture: str) -> None:
+    torch.manual_seed(0)
+    chosen = replace(SMALL, architecture=architecture)
+    denoiser = Denoiser({TASK: make_spec(name=TASK)}, chosen, patch=4).eval()
+    shape = (2, 1, 32)
+    mean, spread = torch.randn(shape), torch.rand(shape) + 0.2
+    condition = Condition(TASK, torch.randn(2, 2, 32), torch.zeros(2, 1), mean, spread)
+    noise = torch.randn(shape)
+    with torch.no_grad():
+        found = SAMPLERS["heun"](lambda x, tau: denoiser.velocity(x, tau, condition), noise, even_times(128))[-1]
+    # The path of independent Gaussians, x_tau = tau mu + sqrt(tau^2 s^2 + (1 - tau)^2) eps, ends at mu + s eps.
+    torch.testing.assert_close(found, mean + spread * noise, atol=0.02, rtol=0.02)
+
+
+def test_the_velocity_is_that_of_the_path_where_the_residual_is_known() -> None:
+    denoiser = Denoiser({TASK: make_spec(name=TASK)}, SMALL, patch=4).eval()
+    mean = torch.randn(2, 1, 32)
+    condition = Condition(TASK, torch.randn(2, 2, 32), torch.zeros(2, 1), mean, torch.full_like(mean, 1e-4))
+    noise, tau = torch.randn_like(mean), torch.tensor([0.2, 0.7])
+    with torch.no_grad():
+        found = denoiser.velocity(on_path(noise, mean, tau), tau, condition)
+    torch.testing.assert_close(found, mean - noise, atol=1e-3, rtol=1e-3)
+
+
+def test_a_point_network_does_not_mix_cells() -> None:
+    torch.manual_seed(0)
+    network = PointMlp(1, {TASK: (2, 1)}, {TASK: 0}, width=8, depth=2)
+    for p in network.parameters():
+        torch.nn.init.normal_(p)
+    u = torch.randn(1, 2, 16)
+    changed = u.clone()
+    changed[..., 5] += 1
+    difference = network(changed, torch.zeros(1, 1), TASK, (True,)) - network(u, torch.zeros(1, 1), TASK, (True,))
+    assert difference[..., 5].abs().min() > 0
+    assert difference[..., [i for i in range(16) if i != 5]].abs().max() == 0
+
+
+# --- corrector -------------------------------------------------------------------------------------------------------
+
+
+def test_members_differ_and_depend_on_the_seed_alone() -> None:
+    simulator, context = make_simulator(), make_context()
+    found = roll(simulator, context)
+    assert found.shape == (4, 3, 3, 1, 32)
+    assert torch.equal(found, roll(simulator, context))
+    assert not torch.equal(found, roll(simulator, context, seed=1))
+    assert (found[0] - found[1]).abs().max() > 1e-3
+
+
+def test_members_keep_the_integral_that_the_step_keeps() -> None:
+    context = make_context()
+    found = roll(make_simulator(), context, steps=5)
+    drift = (found.mean(-1) - context.mean(-1)[:, :1]).abs().max()
+    assert float(drift) < 1e-5
+    loose = roll(make_simulator(form="increment"), context, steps=5)
+    assert (loose.mean(-1) - context.mean(-1)[:, :1]).abs().max() > 1e-3
+
+
+def test_members_are_galilean_invariant() -> None:
+    simulator, context = make_simulator(galilean=True, mean=(0.0,), std=(1.0,)), make_context()
+    boost = 10 / 32 / 0.1  # ten cells in a step
+    still, moving = roll(simulator, context, steps=1), roll(simulator, context + boost, steps=1)
+    torch.testing.assert_close(moving - boost, still.roll(10, -1), atol=2e-5, rtol=1e-4)
+
+
+def test_without_spread_all_members_are_the_corrected_mean() -> None:
+    simulator, context = make_simulator(), make_context()
+    assert simulator.corrector is not None
+    simulator.corrector.widen(0.0)
+    found = roll(simulator, context, steps=1)
+    torch.testing.assert_close(found[0], found[1])
+    simulator.corrector.widen(2.0)
+    wide = roll(simulator, context, steps=1)
+    simulator.corrector.widen(1.0)
+    normal = roll(simulator, context, steps=1)
+    torch.testing.assert_close(wide - found, 2 * (normal - found), atol=1e-5, rtol=1e-3)
+
+
+def test_only_every_so_many_steps_are_corrected() -> None:
+    context = make_context()
+    simulator = make_simulator()
+    simulator.architecture = replace(simulator.architecture, corrector_every=2)
+    found = roll(simulator, context, steps=2)
+    torch.testing.assert_close(found[0, :, 0], found[1, :, 0], rtol=0, atol=0)
+    assert (found[0, :, 1] - found[1, :, 1]).abs().max() > 1e-3
+
+
+def test_scales_are_those_of_the_operators_error() -> None:
+    simulator = make_simulator(trained=False, form="increment")
+    corrector, physics = simulator.corrector, simulator.physics[TASK]
+    assert corrector is not None
+    u = torch.randn(64, 1, 1, 32)
+    prediction = u[:, 0] + 0.5 * torch.randn(64, 1, 32)
+    truth = prediction + 0.02 * torch.randn(64, 1, 32)
+    corrector.fit(TASK, physics, [(u[:32], prediction[:32], truth[:32]), (u[32:], prediction[32:], truth[32:])])
+    assert float(corrector.scales[TASK].residual) == pytest.approx(0.02, rel=0.1)
+    assert float(corrector.scales[TASK].change) == pytest.approx(0.5, rel=0.1)
+    with pytest.raises(UpsError, match="nothing to correct"):
+        corrector.fit(TASK, physics, [(u, prediction, prediction)])
+
+
+def test_a_student_takes_the_place_of_its_teacher() -> None:
+    simulator, context = make_simulator(), make_context()
+    assert simulator.corrector is not None
+    teacher = roll(simulator, context, steps=1)
+    student = simulator.corrector.add_student()
+    assert student is simulator.corrector.add_student()
+    taught = roll(simulator, context, steps=1)
+    assert (taught - teacher).abs().max() > 1e-4  # two jumps are not the whole path
+    condition = Condition(TASK, torch.randn(1, 2, 32), torch.zeros(1, 2), torch.zeros(1, 1, 32), torch.ones(1, 1, 32))
+    x = torch.randn(1, 1, 32)
+    torch.testing.assert_close(simulator.corrector.land(x, 1.0, condition), x)
+
+
+@pytest.mark.parametrize("student", [False, True])
+def test_a_corrector_is_saved_and_loaded_with_its_simulator(tmp_path: Path, student: bool) -> None:
+    simulator, context = make_simulator(), make_context()
+    assert simulator.corrector is not None
+    if student:
+        for p in simulator.corrector.add_student().parameters():
+            p.data += 0.01
+    simulator.corrector.widen(1.3)
+    save_model(simulator, tmp_path)
+    loaded = load_model(tmp_path)
+    assert isinstance(loaded, Simulator)
+    assert loaded.draws
+    assert torch.equal(roll(loaded, context), roll(simulator, context))
+    other = make_simulator(trained=False)
+    other.corrector = None
+    adopt(other, tmp_path)
+    assert torch.equal(roll(other, context), roll(simulator, context))
+    wider = Simulator(simulator.tasks, replace(simulator.architecture, hidden_dim=32))
+    with pytest.raises(CheckpointError, match="another architecture"):
+        adopt(wider, tmp_path)
+
+
+def test_a_surrogate_draws_members_on_the_grid_and_at_points() -> None:
+    surrogate = Surrogate(make_simulator(), torch.device("cpu"))
+    u0 = make_context()[:, 0]
+    found = surrogate.rollout(u0, 2, {"nu": 0.01}, members=5, seed=3)
+    assert found.shape == (5, 3, 2, 1, 32)
+    assert torch.equal(found, surrogate.rollout(u0, 2, {"nu": 0.01}, members=5, seed=3))
+    nodes = (torch.arange(32) + 0.5) / 32
+    at_nodes = surrogate.rollout(u0, 2, {"nu": 0.01}, members=5, seed=3, points=nodes)
+    torch.testing.assert_close(at_nodes, found, atol=1e-5, rtol=1e-4)
+    with pytest.raises(UpsError, match="must be at least 1"):
+        surrogate.rollout(u0, 2, members=0)
+
+
+def test_a_simulator_without_a_corrector_draws_nothing() -> None:
+    simulator = make_simulator()
+    simulator.corrector = None
+    with pytest.raises(UpsError, match="diff_residual"):
+        roll(simulator, make_context())
+    with pytest.raises(UpsError, match="deterministic; train the stage diff_residual"):
+        Surrogate(simulator, torch.device("cpu")).rollout(make_context()[:, 0], 2, members=2)
+
+
+def test_noise_is_the_same_from_the_same_generator() -> None:
+    condition = Condition(TASK, torch.zeros(1, 2, 8), torch.zeros(1, 1), torch.zeros(1, 1, 8), torch.ones(1, 1, 8))
+    first, second = (Corrector.noise(condition, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(first, second)

@@ -1,0 +1,153 @@
+"""The stages that make ensembles, through the whole pipeline: what is left behind, resumed, scored and predicted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import pytest
+import torch
+from tests.layouts import write_task
+from tests.pipeline.test_run import run, train, write_config
+
+import ups
+from ups.config.load import load_settings
+from ups.errors import SettingsError, UpsError
+from ups.models.simulator import Simulator
+from ups.models.store import load_model
+from ups.pipeline.rollout import rollout_file
+from ups.pipeline.run import train_pipeline
+from ups.runtime import SilentProgress
+
+STAGES = {
+    "codec": {"epochs": 1},
+    "operator": {"steps": 12},
+    "diff_residual": {"steps": 8},
+    "consistency_distill": {"steps": 4, "teacher_steps": 3, "distill_num_taus": 2},
+}
+SMALL = {"hidden_dim": 16, "depth": 1, "stem_width": 8, "sampler_steps": 2}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def burgers(tmp_path: Path) -> Path:
+    write_task(tmp_path / "1D_Burgers_Sols_Nu0.01.hdf5", "burgers1d", num=12, frames=6, resolution=32)
+    return write_config(tmp_path, "burgers1d", ["1D_Burgers_Sols_Nu0.01.hdf5"], stages=STAGES, diffusion=SMALL)
+
+
+def test_the_whole_stack_leaves_an_ensemble_behind(burgers: Path) -> None:
+    overrides = ("evaluation.members=3", "evaluation.baselines=persistence")
+    outcome = run(burgers, *overrides)
+    folder = outcome.run_dir
+    scores = json.loads((folder / "evaluation" / "full.json").read_text())
+    ours = scores["tasks"]["burgers1d"]
+    for metric in ("nrmse", "ensemble_nrmse", "mae", "crps", "spread_skill", "ece", "ensemble_wall_clock"):
+        assert ours[metric] is not None, scores["reasons"]
+    assert ours["conservation_gap"] < 1e-5
+    assert scores["baselines"]["persistence"]["burgers1d"]["crps"] is None
+    model = load_model(folder / "model")
+    assert isinstance(model, Simulator)
+    assert model.corrector is not None
+    assert model.corrector.student is not None
+    flows = [list(part.parameters()) for part in (model.corrector.denoiser.flow, model.corrector.student)]
+    assert any(not torch.equal(a, b) for a, b in zip(*flows, strict=True))  # the student was trained, and not in place
+    stages = {json.loads(line)["stage"] for line in (folder / "log.jsonl").read_text().splitlines()}
+    assert stages >= {"operator", "diff_residual", "consistency_distill"}
+    assert "Uncertainty" in (folder / "report.html").read_text()
+
+    before = (folder / "model" / "weights.safetensors").stat().st_mtime_ns
+    run(burgers, *overrides)
+    assert (folder / "model" / "weights.safetensors").read_bytes()
+    log = (folder / "log.jsonl").read_text()
+    run(burgers, *overrides)
+    assert (folder / "log.jsonl").read_text() == log
+    assert before  # the weights are written again, from the same stages
+
+    data = burgers.parent / "1D_Burgers_Sols_Nu0.01.hdf5"
+    out = burgers.parent / "members.h5"
+    rollout_file(folder, data, 3, out, None, members=4, seed=1)
+    with h5py.File(out) as file:
+        assert file["members"].shape == (4, 12, 3, 1, 32)
+        mean = torch.from_numpy(file["members"][:]).mean(0)[:, :, 0]
+        torch.testing.assert_close(torch.from_numpy(file["tensor"][:, 1:]), mean)
+    sim = ups.load(folder)
+    u0 = torch.randn(2, 1, 32)
+    assert sim.rollout(u0, steps=3, members=4).shape == (4, 2, 3, 1, 32)
+    assert sim.rollout(u0, steps=3).shape == (2, 3, 1, 32)
+
+
+def test_without_the_stage_there_is_no_ensemble(burgers: Path) -> None:
+    folder = train(burgers, "stages.diff_residual.epochs=0", "stages.consistency_distill.epochs=0").run_dir
+    with pytest.raises(UpsError, match="diff_residual"):
+        ups.load(folder).rollout(torch.randn(1, 1, 32), steps=1, members=2)
+
+
+def test_the_operator_is_the_same_with_and_without_what_is_trained_on_it(burgers: Path) -> None:
+    alone = train(burgers, "stages.diff_residual.epochs=0", "stages.consistency_distill.epochs=0").run_dir
+    whole = train(burgers).run_dir
+    first, second = (load_model(folder / "model").state_dict() for folder in (alone, whole))
+    assert set(first) < set(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (("stages.diff_residual.epochs=0",), "consistency_distill needs its teacher"),
+    (("stages.operator.epochs=0",), "corrects the operator"),
+    (("stages.consistency_distill.distill_num_taus=9",), "too many"),
+    (("diffusion.tau_distribution='beta(1)'",), "tau_distribution"),
+    (("diffusion.hidden_dim=12",), "multiple of 8"),
+])  # fmt: skip
+def test_settings_that_contradict_each_other_are_refused(
+    burgers: Path, overrides: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load_settings(burgers, overrides)
+
+
+def test_a_stage_by_either_name(burgers: Path) -> None:
+    settings = json.loads(burgers.read_text())
+    settings["stages"]["diffusion_residual"] = settings["stages"].pop("diff_residual")
+    burgers.write_text(json.dumps(settings))
+    assert load_settings(burgers).stages.diff_residual.steps == 8
+
+
+def test_a_stage_alone_trains_those_before_it(burgers: Path) -> None:
+    outcome = train_pipeline(load_settings(burgers), progress=SilentProgress(), stage="diff_residual")
+    assert (outcome.run_dir / "checkpoints" / "diff_residual" / "model" / "weights.safetensors").is_file()
+    assert not (outcome.run_dir / "checkpoints" / "consistency_distill").exists()
+
+
+def test_distillation_stops_at_its_target(burgers: Path) -> None:
+    folder = train(burgers, "stages.consistency_distill.target_loss=1e9").run_dir
+    records = json.loads((folder / "metadata.json").read_text())["steps"]
+    assert records["consistency_distill"]["stopped"] == "target"
+    assert records["consistency_distill"]["steps"] < 4
+
+
+@pytest.mark.parametrize("stage", ["diff_residual", "consistency_distill"])
+def test_killed_in_a_stage_a_run_goes_on_to_the_same_bits(burgers: Path, stage: str) -> None:
+    settings = [f"stages.{stage}.steps=30", "training.log_every=1", "training.checkpoint_interval=2"]
+    whole = train(burgers, *settings, f"runs_dir={burgers.parent / 'whole'}")
+    command = [sys.executable, "-m", "ups", "train", str(burgers), *settings]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(f'"{stage}"' in log.read_text() for log in (burgers.parent / "runs").glob("*/log.jsonl")):
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.02)
+    process.communicate(timeout=240)
+    assert process.returncode == -signal.SIGKILL
+    resumed = train(burgers, *settings)
+    weights = [outcome.run_dir / "model" / "weights.safetensors" for outcome in (whole, resumed)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()

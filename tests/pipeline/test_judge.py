@@ -1,0 +1,74 @@
+"""The table of scores: one row per model, and columns of ensembles only where there are any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ups.config.schema import EvaluationSettings
+from ups.evaluation.evaluate import Protocol
+from ups.pipeline import judge
+from ups.pipeline.judge import score_table
+
+METRICS = ("nrmse", "one_step_nrmse", "codec_nrmse", "wall_clock", "crps", "ensemble_nrmse")
+
+
+def content(*, crps: float | None, mean: float | None) -> dict[str, Any]:
+    """What `evaluation/full.json` holds of a simulator and of a baseline that does not draw."""
+    ours = dict(zip(METRICS, (0.01, 0.001, None, 0.5, crps, mean), strict=True))
+    theirs = dict(zip(METRICS, (0.1, 0.02, None, 0.25, None, None), strict=True))
+    solver = {"resolution": 32, "nrmse": 0.005, "seconds": 3.0, "found": True}
+    return {
+        "tasks": {"t": ours},
+        "baselines": {"persistence": {"t": theirs}},
+        "details": {"t": {"steps": 4, "solver": solver}},
+    }
+
+
+def test_columns_of_ensembles_stand_beside_the_error_where_there_are_any() -> None:
+    rows = score_table(content(crps=0.004, mean=0.008))
+    assert [list(row) for row in rows] == [
+        ["task", "model", "nrmse", "ensemble", "crps", "one step", "codec", "s / trajectory"]
+    ] * 3
+    assert [row["model"] for row in rows] == ["persistence", "ups", "solver at 32"]
+    assert [(row["nrmse"], row["ensemble"], row["crps"]) for row in rows] == [
+        ("0.1", "-", "-"),
+        ("0.01", "0.008", "0.004"),
+        ("0.005", "-", "-"),
+    ]
+    assert [row["s / trajectory"] for row in rows] == ["1", "2", "3"]
+
+
+def test_a_deterministic_model_has_the_table_it_had() -> None:
+    rows = score_table(content(crps=None, mean=None))
+    assert list(rows[0]) == ["task", "model", "nrmse", "one step", "codec", "s / trajectory"]
+    older = content(crps=None, mean=None)
+    for metric in ("crps", "ensemble_nrmse"):  # of before there were ensembles
+        del older["tasks"]["t"][metric]
+    assert score_table(older) == rows
+    del older["tasks"]["t"]["nrmse"]
+    with pytest.raises(KeyError):
+        score_table(older)
+
+
+def test_settings_say_how_many_members_an_ensemble_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    class Found:
+        def save(self, folder: Path, scope: str) -> None:
+            asked.append((folder, scope))
+
+    def stand_in(emulators: object, sets: object, *, protocol: Protocol, **_: object) -> Found:
+        asked.append(protocol)
+        return Found()
+
+    monkeypatch.setattr(judge, "evaluate", stand_in)
+    settings = SimpleNamespace(evaluation=EvaluationSettings(members=5, solver_reference=False))
+    workspace: Any = SimpleNamespace(
+        settings=settings, splits={"test": {}}, device=None, progress=None, run_dir=tmp_path
+    )
+    judge.evaluate_models(workspace, {}, "full")
+    assert asked == [Protocol(split="test", members=5), (tmp_path / "evaluation", "full")]
