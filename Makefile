@@ -8,13 +8,14 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup demo test browser lint types layers format clean
+.PHONY: help setup demo test browser lint types layers format docs clean
 
 help:
 	@echo "make demo     install, generate Burgers data, train, compare with FNO and solver, write a report (about 6 minutes)"
 	@echo "make test     install and run all tests"
 	@echo "make setup    install into $(VENV); does nothing when that is up to date"
 	@echo "make lint | types | layers    the other checks of CI"
+	@echo "make docs     write docs/settings.md from the schema"
 	@echo "make clean    remove the installation and caches; runs/ and data/ stay"
 
 setup: $(STAMP)
@@ -53,6 +54,9 @@ layers: setup
 format: setup
 	$(BIN)/ruff check --fix src tests bench
 	$(BIN)/ruff format src tests bench
+
+docs: setup
+	$(BIN)/python -m ups.config.document docs/settings.md
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks src/*.egg-info

@@ -46,6 +46,7 @@ from ups.evaluation.validate import validation_nrmse
 from ups.models.emulator import Emulator, TaskSpec
 from ups.models.prior import PriorArchitecture, SteadyPrior
 from ups.runtime import seed_everything
+from ups.training.builders import describe_task
 from ups.training.checkpoint import CheckpointStore
 from ups.training.ema import build_ema
 from ups.training.loop import LoopSettings, fit
@@ -54,7 +55,6 @@ from ups.training.monitor import Monitor
 from ups.training.optim import build_optimizer
 from ups.training.prior import SteadyPriorObjective, calibrate, gaussian_crps
 from ups.training.schedule import Budget, build_schedule
-from ups.training.stages import describe_task
 
 TASK, CPU = "darcy2d", torch.device("cpu")
 TRAIN, TESTS = "darcy_train_16.hdf5", {"16": "darcy_test_16.hdf5", "32": "darcy_test_32.hdf5"}

@@ -19,13 +19,14 @@ import h5py
 import numpy as np
 import pytest
 from tests.layouts import write_task
+from tests.pipeline.toy_run import decide_run, write_run
 
 import ups
 from ups.cli import main
 from ups.config import load_settings
 from ups.errors import CheckpointError, DataError, UpsError, UsageError
 
-COMMANDS = ["run", "train", "evaluate", "check", "rollout", "report", "data"]
+COMMANDS = ["run", "train", "evaluate", "check", "rollout", "watch", "report", "board", "data"]
 
 
 @dataclass
@@ -89,6 +90,7 @@ OUTCOME = SimpleNamespace(
     run_dir=Path("runs/demo-burgers1d-0123abcd"),
     table=[{"model": "ups", "nrmse": "0.002"}, {"model": "persistence", "nrmse": "0.63", "note": "last"}],
     messages=("report: runs/x/report.html",),
+    passed=True,
 )
 
 
@@ -158,6 +160,51 @@ def test_run_prints_the_table_and_last_the_folder(cli: Ups, config: Path, stand_
     assert settings == load_settings(config, ["seed=4", "latent.dim=8"])
     assert keywords["force"] == ("check", "operator")
     assert keywords["skip_checks"] is True
+
+
+def test_a_run_whose_gates_fail_exits_1_and_still_ends_with_the_folder(cli: Ups, config: Path, stand_in: Any) -> None:
+    messages = ("not promoted: there is no champion yet", "report: runs/x/report.html")
+    stand_in(
+        "ups.pipeline.run", "run_pipeline", SimpleNamespace(**{**vars(OUTCOME), "messages": messages, "passed": False})
+    )
+    done = cli("run", config)
+    assert (done.code, done.err) == (1, "")
+    assert done.out.splitlines()[-3:] == [*messages, "runs/demo-burgers1d-0123abcd"]
+
+
+def test_board_shows_writes_and_compares(cli: Ups, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    missing = cli("board", "--runs-dir", runs)
+    assert (missing.code, missing.out) == (2, "")
+    assert "no leaderboard at" in missing.err
+    for name, nrmse in (("a", 0.2), ("b", 0.1)):
+        decide_run(write_run(runs, name, nrmse=nrmse))
+    shown = cli("board", "--runs-dir", runs)
+    assert shown.code == 0
+    lines = cells(shown.out)
+    assert lines[0] == ["run", "task", "nrmse", "conservation", "s / step", "standing", "judged"]
+    assert [(line[0], line[2], line[5]) for line in lines[1:]] == [
+        ("b", "0.1", "champion"),
+        ("a", "0.2", "was champion"),
+    ]
+    assert cli("board", "--runs-dir", runs / "leaderboard.sqlite").out == shown.out
+    files = [tmp_path / "board.csv", tmp_path / "board.html"]
+    assert cli("board", "--runs-dir", runs, "--csv", files[0], "--html", files[1]).out.splitlines() == [
+        *map(str, files)
+    ]
+    assert all(file.stat().st_size for file in files)
+    compared = cells(cli("board", "--runs-dir", runs, "--compare", runs / "a", "b").out)
+    assert compared[:2] == [
+        ["task", "metric", "a", "b", "second / first"],
+        ["burgers1d", "nrmse", "0.2", "0.1", "0.5"],
+    ]
+    assert cli("board", "--runs-dir", runs, "--compare", "a", "../../x").code == 2
+
+
+def test_board_imports_no_torch() -> None:
+    script = "import sys; import ups.cli, ups.evaluation.board; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize(("stage", "given"), [("codec", "codec"), ("operator", "operator"), ("all", None)])
@@ -243,7 +290,7 @@ def test_evaluate_takes_files_after_data(cli: Ups, stand_in: Any) -> None:
 def test_rollout_and_report_print_what_they_wrote(cli: Ups, stand_in: Any) -> None:
     calls = stand_in("ups.pipeline.rollout", "rollout_file")
     assert cli("rollout", "runs/x", "in.h5", "--steps", "3", "--out", "out.h5").out == "out.h5\n"
-    assert calls[0][0] == (Path("runs/x"), Path("in.h5"), 3, Path("out.h5"), None)
+    assert calls[0][0] == (Path("runs/x"), Path("in.h5"), 3, Path("out.h5"), None, None, 0)
     assert cli("rollout", "runs/x", "in.h5", "--steps", "0", "--out", "out.h5").code == 2
     stand_in("ups.evaluation.report", "write_report", Path("runs/x/report.html"))
     assert cli("report", "runs/x").out == "runs/x/report.html\n"

@@ -98,7 +98,7 @@ def compute(
     workspace = open_workspace(cell, settings_of(cell, model, places, more), say)
     equation, test = next(iter(workspace.splits["test"].items()))
     axes = workspace.specs[equation].axes
-    recipe = recipe_of(model, axes) if model.kind == "network" else None
+    recipe = recipe_of(model, axes, cell.task) if model.kind == "network" else None
     line: Line = {
         **key_of(cell),
         **code,

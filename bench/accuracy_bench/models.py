@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from accuracy_bench import peers
-from accuracy_bench.recipes import RECIPES, Recipe
+from accuracy_bench.recipes import RECIPES, TASK_RECIPES, Recipe
 from ups.errors import UsageError
 from ups.models.baselines import NETWORKS, LinearEmulator, MakeNetwork, NetworkEmulator, Persistence
 from ups.models.emulator import Emulator, TaskSpec
@@ -66,15 +66,15 @@ def get_model(name: str) -> Model:
     return MODELS[name]
 
 
-def recipe_of(model: Model, axes: int) -> Recipe:
-    """The searched recipe of a network.
+def recipe_of(model: Model, axes: int, task: str) -> Recipe:
+    """The searched recipe of a network: the task's own where there is one, else that of its dimension.
 
     Raises:
         UsageError: the model is not there for this dimension.
     """
     if axes not in model.axes:
         raise UsageError(f"{model.architecture} is not there for {axes} dimension(s)")
-    return RECIPES[model.architecture, axes]
+    return TASK_RECIPES.get((model.architecture, task), RECIPES[model.architecture, axes])
 
 
 def build_fixed(name: str, specs: Mapping[str, TaskSpec]) -> Emulator:

@@ -61,10 +61,18 @@ STARTS: dict[tuple[str, int], Recipe] = {
 RECIPES: dict[tuple[str, int], Recipe] = {
     **STARTS,
     ("fno", 1): Recipe({"width": 32, "modes": 32, "position": True, "layers": 3}, lr=8e-3, weight_decay=0.0),
-    ("fno", 2): Recipe({"width": 20, "modes": 16, "position": False, "padding": 0.125, "layers": 3}, lr=8e-3),
+    ("fno", 2): Recipe(
+        {"width": 12, "modes": 16, "position": False, "padding": 0.125, "layers": 3}, lr=8e-3, batch_size=8
+    ),
     ("unet", 1): Recipe({"width": 16, "levels": 3}, lr=8e-3, batch_size=16),
+    ("unet", 2): Recipe({"width": 16, "levels": 3}, lr=16e-3, batch_size=4),
 }
 """What `run` uses: the winner of each search that was made, else its start."""
+
+TASK_RECIPES: dict[tuple[str, str], Recipe] = {
+    ("fno", "kolmogorov"): Recipe({"width": 20, "modes": 12, "position": False}, lr=4e-3, batch_size=8),
+}
+"""Peers that do far better on a task with another recipe than the one searched for its dimension, by validation."""
 
 Changes = tuple[dict[str, Any], ...]
 

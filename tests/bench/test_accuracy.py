@@ -384,7 +384,7 @@ def test_networks_step_on_every_grid_and_all_their_weights_learn(equation: str, 
     package = PACKAGES.get(model, "torch")
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed: it is in the extra 'bench'")
-    recipe = recipe_of(MODELS[model], spec.axes)
+    recipe = recipe_of(MODELS[model], spec.axes, "burgers")
     emulator = build_network(MODELS[model], {equation: spec}, recipe)
     u = torch.randn(2, 1, len(spec.fields), *spec.lattice)
     call = {"task": equation, "dt": torch.full((2,), 0.1), "params": torch.zeros(2, 0)}

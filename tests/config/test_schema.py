@@ -15,6 +15,8 @@ from ups.config.merge import deep_merge
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 NOTHING = {"lambda_forward": 0.0, "lambda_relative": 0.0, "lambda_spectral": 0.0}
 TRAINS_CODEC = {"latent": {"codec": {"train_with_operator": True}}}
+PRIORS = {"enabled": True, "lambda_conservation": 0.1}
+CACHE = {"latent_cache_dir": "cache", "augment": False}
 
 
 def build(tree: Mapping[str, Any]) -> Settings:
@@ -62,6 +64,19 @@ def test_shipped_files_load() -> None:
             {"training": {"lambda_inv_enc": 0.1, "inverse_loss_max_weight": 0.0}, **TRAINS_CODEC},
             "lambda_inv_enc above 0 would have no weight",
         ),
+        (
+            {"training": {"physics_priors": PRIORS}, "stages": {"operator": {"epochs": 0}}},
+            "priors train the operator alone",
+        ),
+        (
+            {"training": {"physics_priors": PRIORS}, "guards": {"conservation": True}},
+            "the term would be zero by construction",
+        ),
+        ({"training": {"latent_cache_dir": "cache", "augment": False}, **TRAINS_CODEC}, "train_with_operator is true"),
+        ({"training": {"latent_cache_dir": "cache"}}, "training.augment is true: latents of moved fields"),
+        ({"training": {**CACHE, "latent_cache_dtype": "float64"}}, "float16"),
+        ({"training": {**CACHE, "preload": "never"}}, "auto"),
+        ({"training": {"latent_cache_dir": ""}}, "at least 1 character"),
         ({"training": {"pin_memory": True}}, "Extra inputs are not permitted"),
         ({"optimizer": {"scheduler": {"name": "wsd", "warmup": 0.5, "decay": 0.6}}}, "has only 1"),
         ({"optimizer": {"scheduler": {"name": "linear"}}}, "does not match any of the expected tags"),
@@ -88,6 +103,14 @@ def test_rules_between_settings(tree: dict[str, Any], said: str) -> None:
         {"training": {"lambda_inv_dec": 0.1}},
         {"training": {"lambda_inv_enc": 0.1}, **TRAINS_CODEC},
         {"training": {"inverse_loss_max_weight": 0.0}},
+        {"training": {"physics_priors": PRIORS}, "guards": {"positivity": True}},
+        {
+            "training": {"physics_priors": {**PRIORS, "lambda_residual": 0.1, "lambda_conservation": 0.0}},
+            "guards": {"conservation": True},
+        },
+        {"training": CACHE},
+        {"training": {**CACHE, "latent_cache_dtype": "bfloat16", "preload": False}},
+        {"training": {"augment": True}, **TRAINS_CODEC},
     ],
 )
 def test_what_the_rules_ask_for_is_taken(tree: dict[str, Any]) -> None:

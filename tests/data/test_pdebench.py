@@ -14,7 +14,7 @@ from ups.data.pdebench import open_trajectories, possible_tasks
 from ups.errors import DataError, UpsError
 
 TRAINABLE = ["advection1d", "burgers1d", "reaction_diffusion1d", "reaction_diffusion2d", "shallow_water2d"]
-RECOGNISED = ["diffusion_sorption1d", "cfd1d", "cfd2d", "darcy2d", "navier_stokes2d"]
+RECOGNISED = ["diffusion_sorption1d", "cfd1d", "cfd2d", "navier_stokes2d"]
 
 
 @pytest.mark.parametrize("task", TRAINABLE + RECOGNISED)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ups.data.fields import Grid
-from ups.data.trajectories import Frames, TrajectorySet
+from ups.data.trajectories import Cut, Frames, TrajectorySet
 from ups.models.emulator import Emulator, TaskSpec
 from ups.physics.equations import get_equation
 
@@ -22,9 +22,12 @@ class Held(Frames):
     def __init__(self, trajectories: list[Tensor]) -> None:
         self.trajectories = trajectories
 
-    def gather(self, trajectory: Tensor, start: Tensor, length: int) -> Tensor:
-        places = zip(trajectory.tolist(), start.tolist(), strict=True)
-        return torch.stack([self.trajectories[number][first : first + length] for number, first in places])
+    def cut(self, trajectory: Tensor, start: Tensor, length: int) -> Cut:
+        def gather(part: slice) -> Tensor:
+            places = zip(trajectory[part].tolist(), start[part].tolist(), strict=True)
+            return torch.stack([self.trajectories[number][first : first + length] for number, first in places])
+
+        return gather
 
     def subset(self, trajectories: Tensor) -> Held:
         return Held([self.trajectories[number] for number in trajectories.tolist()])

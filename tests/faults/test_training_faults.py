@@ -36,6 +36,19 @@ def test_killed_ten_times_equals_never_killed(tmp_path: Path, optimizer: str) ->
     assert found == {"kills": 10, "same weights": True, "same outcome": True, "same curve": True}
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_killed_around_skipped_steps_and_a_roll_back_equals_never_killed(tmp_path: Path, optimizer: str) -> None:
+    found = result_of("bad", tmp_path, optimizer)
+    assert found.pop("kills") >= 8
+    assert found == {
+        "same weights": True,
+        "same outcome": True,
+        "same curve": True,
+        "rollbacks": 1,
+        "skipped besides": True,
+    }
+
+
 def test_killed_inside_a_save_the_previous_checkpoint_loads(tmp_path: Path) -> None:
     found = result_of("save", tmp_path)
     assert found["kills"] > 10

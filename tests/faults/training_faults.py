@@ -1,6 +1,8 @@
 """Trainings that are killed, as a script: each attempt is a child process of its own.
 
     python training_faults.py kill FOLDER OPTIMIZER      SIGKILL ten times in random steps, resume, compare
+    python training_faults.py bad FOLDER OPTIMIZER       the same, of a training that skips steps and rolls back
+    python training_faults.py crash FOLDER               trains with sinks of which one fails, then raises
     python training_faults.py save FOLDER                SIGKILL before each file operation of a save
     python training_faults.py term FOLDER                trains until SIGTERM, then exits as the command line would
     python training_faults.py full FOLDER BYTES          trains where no file may grow beyond BYTES
@@ -10,6 +12,7 @@ The last line printed is JSON.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
@@ -19,14 +22,23 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 import torch
+import toy_training
+from torch import Tensor
 from toy_training import ToyObjective, train
 
+from ups.config.tracking import WandbSettings
+from ups.data.fields import Batch
 from ups.errors import UpsError
+from ups.runtime import Progress, SilentProgress
 from ups.training.checkpoint import CheckpointStore
+from ups.training.monitor import Monitor
+from ups.training.sinks import NullSink, Record, Sink
+from ups.training.wandb_sink import WandbSink
 
 STEPS, KILLS = 60, 10
 
@@ -45,7 +57,24 @@ def in_child(work: Callable[[], None]) -> int:
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
-def train_and_keep(run: Path, optimizer: str, kill_after: int | None) -> None:
+class Bad(ToyObjective):
+    """A loss that is not finite in the whole third epoch, steps 11 to 15, and in some batches of the eighth."""
+
+    epoch = 0
+
+    def plan(self, epoch: int, fraction: float) -> int:
+        self.epoch = epoch
+        return super().plan(epoch, fraction)
+
+    def __call__(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, parts = super().__call__(batch, rng)
+        bad = self.epoch == 2 or (self.epoch == 7 and float(batch.frames[0, 0, 0, 0]) > 0)
+        return (loss * float("nan") if bad else loss), parts
+
+
+def train_and_keep(
+    run: Path, optimizer: str, kill_after: int | None, make: Callable[..., ToyObjective] = ToyObjective
+) -> None:
     """Trains; at the `kill_after`-th batch from here the process dies."""
     left = [kill_after]
 
@@ -55,30 +84,30 @@ def train_and_keep(run: Path, optimizer: str, kill_after: int | None) -> None:
             if left[0] < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    objective = ToyObjective(on_batch=on_batch)
+    objective = make(on_batch=on_batch)
     outcome = train(run, objective, steps=STEPS, optimizer=optimizer)
     torch.save([p.detach() for p in objective.module.parameters()], run / "weights.pt")
     (run / "outcome.json").write_text(json.dumps([outcome.steps, outcome.best_metric, outcome.best_step]))
 
 
 def curve(run: Path) -> list[list[object]]:
-    timed = ("elapsed", "samples_per_second", "points_per_second", "data_wait", "memory_peak_mb")
+    timed = ("elapsed", "samples_per_second", "points_per_second", "data_wait", "epoch_seconds", "memory_peak_mb")
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [[item for item in line.items() if item[0] not in timed] for line in lines]
 
 
-def kill(folder: Path, optimizer: str) -> dict[str, object]:
+def kill(folder: Path, optimizer: str, make: Callable[..., ToyObjective] = ToyObjective) -> dict[str, object]:
     whole, parts, draw = folder / "whole", folder / "parts", random.Random(0)
-    assert in_child(lambda: train_and_keep(whole, optimizer, None)) == 0
+    assert in_child(lambda: train_and_keep(whole, optimizer, None, make)) == 0
     kills = 0
     while kills < KILLS:
-        status = in_child(lambda: train_and_keep(parts, optimizer, draw.randrange(14)))
+        status = in_child(lambda: train_and_keep(parts, optimizer, draw.randrange(14), make))
         assert status in (0, signal.SIGKILL)
         if status == 0:
             break
         kills += 1
         draw.random()
-    assert in_child(lambda: train_and_keep(parts, optimizer, None)) == 0
+    assert in_child(lambda: train_and_keep(parts, optimizer, None, make)) == 0
     weights = [torch.load(run / "weights.pt") for run in (whole, parts)]
     return {
         "kills": kills,
@@ -139,6 +168,43 @@ def term(folder: Path) -> dict[str, object]:
     return {}
 
 
+def bad(folder: Path, optimizer: str) -> dict[str, object]:
+    found = kill(folder, optimizer, Bad)
+    lines = [json.loads(line) for line in (folder / "parts" / "log.jsonl").read_text().splitlines()]
+    skipped = sum(line.get("skipped_steps", 0) for line in lines if "loss" in line)
+    return {**found, "rollbacks": sum("rollbacks" in line for line in lines), "skipped besides": skipped > 0}
+
+
+def crash(folder: Path) -> dict[str, object]:
+    """Ends with a traceback; a sink has failed with the key in its message before."""
+
+    class Leaky(NullSink):
+        def write(self, record: Record) -> None:
+            raise RuntimeError(f"401 unauthorized: {os.environ['WANDB_API_KEY']}")
+
+    class Told(SilentProgress):
+        def say(self, line: str) -> None:
+            print(line, flush=True)
+
+    class Loud(Monitor):
+        def start(self, progress: Progress, **options: Any) -> None:
+            super().start(Told(), **options)
+
+    def on_batch(batches: int) -> None:
+        if batches == 20:
+            raise RuntimeError("the objective failed")
+
+    def monitor(stage: str, usual: list[Sink]) -> Monitor:
+        sinks = [Leaky(), *usual]
+        if importlib.util.find_spec("wandb") is not None:
+            sinks.append(WandbSink(WandbSettings(mode="offline"), folder, {"seed": 17}))
+        return Loud(stage, sinks)
+
+    toy_training.Monitor = monitor  # type: ignore[assignment, misc]
+    train(folder, ToyObjective(on_batch=on_batch))
+    return {}
+
+
 def full(folder: Path, most: int) -> dict[str, object]:
     objective, batches = ToyObjective(), []
     objective.on_batch = batches.append
@@ -157,6 +223,10 @@ if __name__ == "__main__":
         match what:
             case "kill":
                 result = kill(Path(where), *rest)
+            case "bad":
+                result = bad(Path(where), *rest)
+            case "crash":
+                result = crash(Path(where))
             case "save":
                 result = save(Path(where))
             case "term":

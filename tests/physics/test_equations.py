@@ -14,7 +14,7 @@ from ups.physics.equations import EQUATIONS, Equation, get_equation
 from ups.physics.initial import RandomWaves, random_modes
 from ups.physics.solvers import solve
 
-SOLVED = [name for name, equation in EQUATIONS.items() if equation.has_solver]
+SOLVED = [name for name, equation in EQUATIONS.items() if equation.has_solver and not equation.steady]
 
 
 def generator(seed: int = 0) -> torch.Generator:

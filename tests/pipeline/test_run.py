@@ -21,6 +21,8 @@ from tests.layouts import write_task
 import ups
 from ups.config.load import load_settings
 from ups.errors import DataError, UpsError, UsageError
+from ups.evaluation.board import Board
+from ups.evaluation.leaderboard import Leaderboard
 from ups.pipeline.checks import ChecksFailed
 from ups.pipeline.evaluate import evaluate_run
 from ups.pipeline.rollout import rollout_file
@@ -76,7 +78,7 @@ def test_a_run_leaves_what_is_promised_and_running_again_does_nothing(burgers: P
     folder = outcome.run_dir
     for name in (
         *("config.yaml", "metadata.json", "log.jsonl", "report.html", "evaluation/small.json", "evaluation/full.json"),
-        *("model/config.json", "model/weights.safetensors", "checkpoints/operator"),
+        *("model/config.json", "model/weights.safetensors", "checkpoints/operator", "gates.json"),
     ):
         assert (folder / name).exists(), name
     scores = json.loads((folder / "evaluation" / "full.json").read_text())
@@ -94,11 +96,64 @@ def test_a_run_leaves_what_is_promised_and_running_again_does_nothing(burgers: P
 
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     again = run(burgers)
-    assert again.table == outcome.table
+    assert again == outcome
     changed = {path.name for path, stamp in before.items() if path.stat().st_mtime_ns != stamp}
     assert changed <= {"config.yaml", "metadata.json", "data.json", "config.json", "weights.safetensors"}
     settings = load_settings(folder / "config.yaml")
     assert run_pipeline(settings, progress=SilentProgress()).run_dir == folder
+
+
+def test_a_first_run_is_not_promoted_until_it_may_be_and_a_second_must_be_better(burgers: Path) -> None:
+    lossy = ["latent.dim=2", "gates.ratios.wall_clock=null"]
+    outcome = run(burgers, *lossy)
+    assert not outcome.passed
+    assert "there is no champion yet; gates.first_champion: true makes this run the first" in outcome.messages[0]
+    folder = outcome.run_dir
+    trained = (folder / "log.jsonl").stat().st_mtime_ns
+    first = run(burgers, *lossy, "gates.first_champion=true")
+    assert (first.passed, first.run_dir) == (True, folder)
+    assert (folder / "log.jsonl").stat().st_mtime_ns == trained, "judged again, not trained again"
+    assert first.messages[0] == f"promoted: {folder.name} became the champion"
+    page = (folder / "report.html").read_text()
+    assert '<section id="gates">' in page
+    assert "Promoted: when it was judged" in page
+    assert "not judged</b> the domain is periodic: there is no boundary" in page
+    second = run(burgers, *lossy, "stages.operator.steps=13", "gates.min_delta=0.9")
+    assert not second.passed
+    assert (
+        f"Not promoted: one gate failed.</span> It was judged against {folder.name}"
+        in (second.run_dir / "report.html").read_text()
+    )
+    third = run(burgers, lossy[1])
+    assert third.messages[0] == f"promoted: {third.run_dir.name} became the champion after {folder.name}"
+    metadata = json.loads((third.run_dir / "metadata.json").read_text())
+    assert metadata["last_small_eval"] <= metadata["last_full_eval"]
+    rows = Board.read(burgers.parent / "runs" / "leaderboard.sqlite").rows()
+    assert {row["run"]: row["standing"] for row in rows} == {
+        third.run_dir.name: "champion",
+        folder.name: "was champion",
+        second.run_dir.name: "not promoted",
+    }
+    assert run(burgers, *lossy, "gates.first_champion=true").messages == first.messages, "what was decided is repeated"
+
+
+def test_what_is_no_better_than_standing_still_is_not_evaluated_in_full(burgers: Path) -> None:
+    gates = "gates.first_champion=true"
+    before = run(burgers, gates)
+    assert before.passed
+    with h5py.File(burgers.parent / "1D_Burgers_Sols_Nu0.01.hdf5", "r+") as file:
+        file["tensor"][:] = file["tensor"][:, :1]  # nothing moves: persistence has no error at all
+    outcome = run(burgers, gates)
+    assert not outcome.passed
+    assert "does not beat persistence" in outcome.messages[0]
+    scores = outcome.run_dir / "evaluation"
+    assert (scores / "small.json").exists()
+    assert not (scores / "full.json").exists(), "scores of the model before"
+    assert [row["model"] for row in outcome.table] == ["persistence", "linear", "ups"]
+    assert "Only the small evaluation exists" in (outcome.run_dir / "report.html").read_text()
+    again = run(burgers, gates)
+    assert again == outcome
+    assert len(Leaderboard(burgers.parent / "runs" / "leaderboard.sqlite").entries()) == 1
 
 
 def test_a_forced_step_is_done_again_with_all_that_comes_after(burgers: Path) -> None:

@@ -13,7 +13,8 @@ from ups.data.normalize import compute_statistics
 from ups.data.trajectories import MemoryFrames, TrajectorySet
 from ups.errors import DataError, UpsError
 from ups.physics.equations import get_equation
-from ups.training.stages import choose_patch, describe_task, fit_pairs
+from ups.training.builders import choose_patch, describe_task
+from ups.training.pairs import fit_pairs
 
 
 def make_train(lengths: list[int], nus: list[float]) -> TrajectorySet:
@@ -56,7 +57,7 @@ def test_pairs_to_fit_are_distinct_neighbours_and_can_be_read_again() -> None:
 
 
 def test_pairs_to_fit_of_a_large_set_are_drawn_from_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ups.training.stages.SHUFFLED_PAIRS", 2)
+    monkeypatch.setattr("ups.training.pairs.SHUFFLED_PAIRS", 2)
     train = make_train([3, 1, 5, 2], [0.1, 0.2, 0.3, 0.4])
     starts = torch.cat([before[:, 0, 0] for before, _, _ in fit_pairs(train, torch.Generator().manual_seed(0))])
     assert set(starts.tolist()) == {0, 1, 2000, 2001, 2002, 2003, 3000}
@@ -65,7 +66,7 @@ def test_pairs_to_fit_of_a_large_set_are_drawn_from_all_of_it(monkeypatch: pytes
 
 
 def test_halves_of_every_batch_are_of_different_trajectories(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ups.training.stages.FIT_BATCH", 8)
+    monkeypatch.setattr("ups.training.pairs.FIT_BATCH", 8)
     pairs = fit_pairs(make_train([6, 6, 6, 6], [0.1, 0.2, 0.3, 0.4]), torch.Generator().manual_seed(0))
     for trajectory in pairs.trajectory.split(8):
         middle = len(trajectory) // 2

@@ -9,6 +9,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -29,26 +30,36 @@ class LatentSettings(Group):
     """The latent space shared by all discretisations."""
 
     dim: PositiveInt = 64
+    """Values per token; at least fields times `patch` to the power of the dimensions makes a codec that loses
+    nothing."""
     patch: PositiveInt | Literal["auto"] = "auto"
-    """Grid points per token along each axis."""
+    """Grid points per token along each axis; `auto` is the largest power of two that divides the grid and loses
+    nothing, up to 8 in one dimension, 4 in two and 2 in three."""
     codec: CodecSettings = CodecSettings()
+    """How encoder and decoder are trained."""
 
 
 class PdetSettings(Group):
     """The transformer that mixes tokens."""
 
     hidden_dim: PositiveInt = 64
+    """Width of a token inside the blocks."""
     depths: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1), BeforeValidator(as_tuple)] = 3
     """Blocks: of a stack, or of each of two levels of a U; a list is one number per level."""
     heads: PositiveInt = 4
+    """Attention heads; they must divide `hidden_dim` into even parts."""
     window: PositiveInt | None = None
     """Tokens per side of an attention window; null attends globally."""
     mlp_ratio: PositiveFloat = 2.0
+    """Width of a block's MLP over `hidden_dim`."""
     qk_norm: bool = True
+    """Normalise queries and keys of the attention."""
     drop_path: BelowOne = 0.0
+    """Probability with which a block is left out in training (stochastic depth)."""
     stem_width: PositiveInt | Literal["auto"] = "auto"
     """Channels of the layers at full resolution, around the tokens; `auto` is 32 in one dimension, else 16."""
     use_activation_checkpoint: bool = False
+    """Compute activations again in the backward pass: less memory, the same gradients, more time."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -67,6 +78,7 @@ class OperatorSettings(Group):
     """The operator that advances latents in time."""
 
     architecture_type: Literal["pdet_unet", "pdet_stack"] = "pdet_stack"
+    """A plain stack of blocks, or a U that halves and doubles the grid of tokens."""
     base: Literal["linear", "persistence"] = "linear"
     """What the learned rest is added to: the best linear propagator of the training data, or the last frame."""
     form: Literal["auto", "flux", "flux_open", "flux_source", "increment"] = "auto"
@@ -74,6 +86,7 @@ class OperatorSettings(Group):
     moving_frame: bool = True
     """Take the mean velocity out of every step where the equation is Galilean-invariant."""
     pdet: PdetSettings = PdetSettings()
+    """Sizes of the transformer."""
 
 
 class DiffusionSettings(Group):
@@ -82,17 +95,23 @@ class DiffusionSettings(Group):
     architecture: Literal["transformer", "mlp"] = "transformer"
     """Networks that mix tokens as the operator does, or of every cell on its own."""
     hidden_dim: PositiveInt = 64
+    """Width of the networks; a multiple of 8."""
     depth: PositiveInt = 3
+    """Blocks of each network."""
     stem_width: PositiveInt | Literal["auto"] = "auto"
     """Channels of the layers at full resolution; `auto` is the operator's."""
     tau_distribution: str = "uniform"
     """Times of the flow that training draws: `uniform`, `logit_normal` or `beta(a,b)`."""
     sampler: Literal["heun", "euler"] = "heun"
+    """Second-order or first-order steps of the flow."""
     sampler_steps: PositiveInt = 16
+    """Steps of the flow from noise to a sample."""
     student_steps: PositiveInt = 2
     """Steps of the distilled sampler, which takes the other's place where it was trained."""
     lambda_spectral: NonNegativeFloat = 0.0
+    """Weight of the spectral loss of the field that one step of the flow lands at."""
     lambda_relative: NonNegativeFloat = 0.0
+    """Weight of that field's relative L2 error."""
 
     @field_validator("tau_distribution")
     @classmethod
@@ -107,3 +126,20 @@ class DiffusionSettings(Group):
         if self.hidden_dim % 8:
             raise ValueError(f"hidden_dim is {self.hidden_dim}; it must be a multiple of 8 (four heads of even width)")
         return self
+
+
+class PriorSettings(Group):
+    """The steady prior, which solves problems without time."""
+
+    num_steps: PositiveInt = 2
+    """Refinement steps, each of them supervised."""
+    hidden_dim: PositiveInt = 64
+    """Width of a token inside the blocks."""
+    depth: PositiveInt = 2
+    """Blocks of the network, which all steps share."""
+    stem_width: PositiveInt = 16
+    """Channels of the layers at full resolution."""
+    patch: PositiveInt | Literal["auto"] = "auto"
+    """Grid points per token along each axis; `auto` is 2 up to 32 points per axis and 4 beyond."""
+    conductivities: NonNegativeInt = 4
+    """Learned conductivities whose divergences every step sees."""

@@ -13,15 +13,21 @@ class SplitSettings(Group):
     """Which trajectories train, choose and judge: by fractions of the trajectories, or by named files."""
 
     train: Fraction = 0.8
+    """Part of the trajectories that train."""
     valid: Fraction = 0.1
+    """Part that weights are chosen by; of the training files where files are named and `valid_files` is null."""
     test: Fraction = 0.1
+    """Part that judges."""
     seed: NonNegativeInt = 0
     """Of the permutation of trajectories; independent of the training seed, so that runs with other seeds compare."""
     order: Literal["random", "file"] = "random"
     """`file`: the first fraction of each file is test, then valid, then train."""
     train_files: Files | None = None
+    """Files that train; with `test_files`, they take the place of the fractions."""
     valid_files: Files | None = None
+    """Files that weights are chosen by; null takes the fraction `valid` of the training files."""
     test_files: Files | None = None
+    """Files that judge."""
 
     @property
     def by_files(self) -> bool:
@@ -46,11 +52,15 @@ class GenerateSettings(Group):
     """How to make the data with the reference solver when its files are absent."""
 
     samples: PositiveInt
+    """Trajectories to make, in each file."""
     seed: NonNegativeInt = 0
+    """Of the initial states."""
     params: dict[Word, float] = Field(default_factory=dict)
     """PDE parameters by name, such as `nu`; the rest keep the equation's defaults."""
     resolution: Annotated[int, Field(ge=8)] | None = None
+    """Points per axis; null is the equation's own."""
     frames: Annotated[int, Field(ge=2)] | None = None
+    """Frames of a trajectory, the first included; null is the equation's own."""
 
 
 class DataSettings(Group):
@@ -63,16 +73,21 @@ class DataSettings(Group):
     files: Files | None = None
     """Files relative to `root`: one name or a list (a single task), or a mapping from task to those."""
     split: SplitSettings = SplitSettings()
+    """Which trajectories train, choose and judge."""
     time_stride: PositiveInt = 1
+    """Every how many frames one is kept."""
     context: PositiveInt = 1
     """True frames a prediction starts from."""
     resolution: Annotated[int, Field(ge=4)] | None = None
     """Points per axis to subsample to."""
     max_samples: PositiveInt | None = None
+    """Most trajectories of a task: the first of each file, as evenly as they allow; null takes all."""
     normalize: bool = True
+    """Scale every field by its mean and standard deviation over the train split."""
     memory_budget_gb: PositiveFloat = 4.0
-    """A split larger than this stays on disk and is read lazily."""
+    """Data that take more GiB as float32, all tasks together, stay on disk and are read lazily."""
     generate: GenerateSettings | None = None
+    """Make files that are absent; null does not."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

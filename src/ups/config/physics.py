@@ -13,17 +13,25 @@ class PhysicsPriorSettings(Group):
     """Weights of the terms that hold the operator's prediction to the physics; see `ups.training.physics`."""
 
     enabled: bool = False
+    """Whether there are such terms."""
     lambda_divergence: NonNegativeFloat = 0.0
+    """Weight of a solenoidal vector's mean divergence, beyond the truth's."""
     lambda_conservation: NonNegativeFloat = 0.0
+    """Weight of what is lost of every conserved integral, beyond the truth's loss."""
     lambda_boundary: NonNegativeFloat = 0.0
+    """Weight of the mismatch at the walls, beyond the truth's where the condition is the equation's own."""
     lambda_positivity: NonNegativeFloat = 0.0
+    """Weight of how far bounded fields leave their bounds, beyond the truth."""
     lambda_residual: NonNegativeFloat = 0.0
+    """Weight of the squared difference between the prediction's and the truth's residual of the equation."""
     bc_type: Literal["dirichlet", "neumann", "periodic"] | None = None
     """Condition that `lambda_boundary` asks for at every end of every axis; null takes the equation's own."""
     bc_value: float | None = None
     """Value at the walls, in the fields' unit; for `dirichlet` alone."""
     lambda_latent_norm: NonNegativeFloat = 0.0
+    """Weight of the squared distance of the tokens' root mean squares from 1."""
     lambda_latent_diversity: NonNegativeFloat = 0.0
+    """Weight of the mean |cosine| between the tokens of a frame."""
     frequency: PositiveInt = 1
     """The priors are computed for every so many batches, as the inverse terms are by `inverse_loss_frequency`."""
 

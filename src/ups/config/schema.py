@@ -18,14 +18,16 @@ from pydantic import (
     model_validator,
 )
 
-from ups.config.architecture import DiffusionSettings, LatentSettings, OperatorSettings
+from ups.config.architecture import DiffusionSettings, LatentSettings, OperatorSettings, PriorSettings
 from ups.config.data import DataSettings
+from ups.config.gates import GateSettings
 from ups.config.kinds import Group, PathComponent, Word, as_tuple
 from ups.config.learning import DistillSettings, OptimizerSettings, StageSettings, TrainingSettings
 from ups.config.merge import deep_merge, move_task_alias
 from ups.config.physics import GuardSettings
+from ups.config.tracking import LoggingSettings
 
-StageName = Literal["codec", "operator", "diff_residual", "consistency_distill"]
+StageName = Literal["codec", "operator", "diff_residual", "consistency_distill", "steady_prior"]
 BaselineName = Literal["persistence", "linear", "fno", "unet"]
 
 
@@ -33,11 +35,15 @@ class StagesSettings(Group):
     """The stages in the order in which they run; those of an ensemble are skipped unless they get a budget."""
 
     codec: StageSettings = StageSettings(epochs=20)
+    """Trains encoder and decoder; done at once where they lose nothing."""
     operator: StageSettings = StageSettings(epochs=100)
+    """Trains what advances latents; the codec is frozen unless `latent.codec.train_with_operator`."""
     diff_residual: StageSettings = StageSettings(epochs=0)
     """Residual diffusion: draws the operator's error, for ensembles. `diffusion_residual` is accepted too."""
     consistency_distill: DistillSettings = DistillSettings(epochs=0)
     """Distils the diffusion into a sampler of one to four steps."""
+    steady_prior: StageSettings = StageSettings(epochs=100)
+    """Problems without time: the one stage that is trained for them, and for no other."""
 
     @model_validator(mode="before")
     @classmethod
@@ -53,7 +59,9 @@ class EvaluationScope(Group):
     """How much is evaluated; null is all there is."""
 
     max_samples: PositiveInt | None = None
+    """Trajectories of each task."""
     steps: PositiveInt | None = None
+    """Frames to predict after the context."""
 
 
 def _with_persistence(value: Any) -> Any:
@@ -65,11 +73,15 @@ class EvaluationSettings(Group):
     """How a trained model is judged."""
 
     small: EvaluationScope = EvaluationScope(max_samples=16)
+    """On validation trajectories: what weights are chosen by, and the gate before the full evaluation."""
     full: EvaluationScope = EvaluationScope()
+    """On test trajectories: what is reported and judged."""
     rollout_mode: Literal["latent", "physical"] = "latent"
+    """`latent` stays in latent space between steps, `physical` decodes and encodes at each."""
     baselines: Annotated[tuple[BaselineName, ...], BeforeValidator(_with_persistence)] = ("persistence",)
     """Trained on the same data and scored beside the model; persistence always is."""
     batch_size: PositiveInt = 32
+    """Trajectories, or members of ensembles, rolled out together; the wall clock is taken of such a batch."""
     members: NonNegativeInt = 8
     """Roll-outs in the ensemble of each trajectory, where the model draws; 0 or 1 rolls no ensemble."""
     corrector_every: PositiveInt = 1
@@ -84,21 +96,41 @@ class Settings(Group):
     name: PathComponent | None = None
     """First part of the run's identifier; letters, digits, dot, dash and underscore."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 17
+    """Of every random number of training."""
     deterministic: bool = False
+    """Refuse operations that have no deterministic form."""
     benchmark: bool = True
     """Let cuDNN time its algorithms and keep the fastest."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is the GPU where there is one."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """CPU threads of one operation; null leaves it to PyTorch."""
     runs_dir: Word = "runs"
+    """Folder of the runs' folders."""
     data: DataSettings
+    """Which data, and how it is cut."""
     latent: LatentSettings = LatentSettings()
+    """The latent space."""
     operator: OperatorSettings = OperatorSettings()
+    """What advances latents in time."""
     diffusion: DiffusionSettings = DiffusionSettings()
+    """Samples of the operator's error, for ensembles."""
+    prior: PriorSettings = PriorSettings()
+    """Problems without time."""
     training: TrainingSettings = TrainingSettings()
+    """What all stages share."""
     optimizer: OptimizerSettings = OptimizerSettings()
+    """The optimizer and its schedule."""
     stages: StagesSettings = StagesSettings()
+    """Budgets, and what a stage has of its own."""
     guards: GuardSettings = GuardSettings()
+    """Projections of every predicted frame."""
     evaluation: EvaluationSettings = EvaluationSettings()
+    """How a trained model is judged."""
+    gates: GateSettings = GateSettings()
+    """What makes it the champion."""
+    logging: LoggingSettings = LoggingSettings()
+    """Where the log goes."""
 
     @model_validator(mode="before")
     @classmethod
@@ -137,7 +169,33 @@ class Settings(Group):
                 "training.lambda_inv_enc is above 0, but latent.codec.train_with_operator is false: the codec is "
                 "frozen, there is nothing to train; make it true, or give lambda_inv_enc 0"
             )
+        priors = self.training.physics_priors
+        if priors.enabled and self.stages.operator.skipped:
+            raise ValueError(
+                "training.physics_priors.enabled is true, but stages.operator.epochs is 0: priors train the operator "
+                "alone; give it a budget, or make enabled false"
+            )
+        if self.guards.conservation and priors.lambda_conservation > 0:
+            raise ValueError(
+                "training.physics_priors.lambda_conservation is above 0, but guards.conservation keeps the integrals "
+                "already: the term would be zero by construction; give it 0, or make guards.conservation false"
+            )
+        if self.training.latent_cache_dir is not None:
+            self._check_latent_cache()
         return self
+
+    def _check_latent_cache(self) -> None:
+        """Latents are kept for a codec and for fields that stay as they are."""
+        if self.latent.codec.train_with_operator:
+            raise ValueError(
+                "training.latent_cache_dir is given, but latent.codec.train_with_operator is true: latents of a codec "
+                "that is being trained do not last; make it false, or give latent_cache_dir null"
+            )
+        if self.training.augment:
+            raise ValueError(
+                "training.latent_cache_dir is given, but training.augment is true: latents of moved fields are not "
+                "cached; make augment false, or give latent_cache_dir null"
+            )
 
     def stage(self, name: StageName) -> StageSettings:
         """The settings of one stage."""

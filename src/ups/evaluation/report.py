@@ -17,6 +17,7 @@ from markupsafe import Markup
 from ups.errors import UpsError, UsageError
 from ups.evaluation import pictures, plots, readings, showcase
 from ups.evaluation.gallery import Gallery, make_gallery
+from ups.evaluation.gates import Judgement
 from ups.evaluation.readings import EnsembleView
 from ups.evaluation.scores import SCHEMA_VERSION
 from ups.evaluation.showcase import Showcase
@@ -36,12 +37,37 @@ class StageCurve:
     best: float | None
 
 
+@dataclass(frozen=True)
+class GatesView:
+    """How the run was judged, and against which champion."""
+
+    judgement: Judgement
+    promoted: bool
+    run: str
+    champion: str | None
+
+    @property
+    def rival(self) -> str | None:
+        """The champion, where it was another run."""
+        return None if self.champion == self.run else self.champion
+
+    @property
+    def sentence(self) -> str:
+        """What came of it."""
+        if self.promoted and self.champion == self.run:
+            return "When it was judged, this run was the champion already, and stays so."
+        if self.promoted:
+            return "Promoted: when it was judged, this run became the champion."
+        num = len(self.judgement.failures)
+        return f"Not promoted: {'one gate' if num == 1 else f'{num} gates'} failed."
+
+
 def write_report(run_dir: Path) -> Path:
     """Writes `report.html` into a run's folder, from what is there; what is not is said to be missing.
 
     Args:
         run_dir: a run's folder: `config.yaml`, and any of `metadata.json`, `log.jsonl`, `evaluation/full.json` (or
-            `small.json`) and `evaluation/fields.npz`.
+            `small.json`), `evaluation/fields.npz` and `gates.json`.
 
     Raises:
         UsageError: the folder is no run's.
@@ -116,6 +142,18 @@ class Run:
         if content is not None and content.get("schema_version") != SCHEMA_VERSION:
             raise UpsError(f"{self.folder / name} was written by another version of ups; evaluate the run again")
         return None if content is None else Scores(content)
+
+    @cached_property
+    def gates(self) -> GatesView | None:
+        """How the run was judged; None when it was not."""
+        content = self._json("gates.json")
+        if content is None:
+            return None
+        try:
+            judgement = Judgement.from_json(content["verdicts"])
+            return GatesView(judgement, bool(content["promoted"]), content["run"], content["champion"])
+        except (KeyError, TypeError) as error:
+            raise UpsError(f"{self.folder / 'gates.json'} is damaged ({error}); judge again: --force gates") from error
 
     @cached_property
     def protocol(self) -> list[tuple[str, str]]:

@@ -18,9 +18,6 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ups.models.layers import CONV
-from ups.models.operator import TRANSPOSED
-
 POINTS = 6  # of the interpolation kernel, per axis
 
 
@@ -39,6 +36,10 @@ class Codec(nn.Module):
         self.axes, self.patch, self.periodic = len(periodic), patch, tuple(periodic)
         self.channels, self.latent_dim = channels, latent_dim
         self.values: int = channels * patch**self.axes
+        names = "xyz"[: self.axes]
+        self._outer, self._inner = " ".join(names), " ".join(f"{name}p" for name in names)
+        self._grid = " ".join(f"({name} {name}p)" for name in names)
+        self._sizes = {f"{name}p": patch for name in names}
         basis = torch.linalg.qr(torch.randn(max(latent_dim, self.values), min(latent_dim, self.values))).Q
         basis = basis if latent_dim >= self.values else basis.T
         weight = basis.reshape(latent_dim, channels, *[patch] * self.axes)
@@ -51,12 +52,16 @@ class Codec(nn.Module):
         """Whether a token has room for every value of its cell."""
         return self.latent_dim >= self.values
 
+    # A convolution whose stride is its kernel's width is one matrix product over cells: several times as fast on a CPU.
+
     def encode(self, u: Float[Tensor, "batch channel *grid"]) -> Float[Tensor, "batch latent *tokens"]:
-        return CONV[self.axes](u, self.encoder, stride=self.patch)
+        cells = rearrange(u, f"b c {self._grid} -> b (c {self._inner}) {self._outer}", **self._sizes)
+        return torch.einsum("lv,bv...->bl...", self.encoder.flatten(1), cells)
 
     def decode(self, z: Float[Tensor, "batch latent *tokens"]) -> Float[Tensor, "batch channel *grid"]:
         """The field at every lattice node."""
-        return TRANSPOSED[self.axes](z, self.decoder, stride=self.patch)
+        cells = torch.einsum("lv,bl...->bv...", self.decoder.flatten(1), z)
+        return rearrange(cells, f"b (c {self._inner}) {self._outer} -> b c {self._grid}", **self._sizes)
 
     def decode_at(
         self, z: Float[Tensor, "batch latent *tokens"], points: Float[Tensor, "point axis"]

@@ -17,12 +17,13 @@ from ups.files import write_whole
 from ups.models.baselines import NetworkEmulator, make_baseline
 from ups.models.diffusion import DiffusionArchitecture
 from ups.models.emulator import Emulator, TaskSpec
+from ups.models.prior import PriorArchitecture, SteadyPrior
 from ups.models.simulator import Architecture, Simulator
 
 FORMAT = 2
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 CUSTOM = " (custom)"  # mark of a network whose sizes and parts are not those of the package's baselines
-Plain = TypeVar("Plain", TaskSpec, Architecture, DiffusionArchitecture)
+Plain = TypeVar("Plain", TaskSpec, Architecture, DiffusionArchitecture, PriorArchitecture)
 
 
 def save_model(emulator: Emulator, folder: Path) -> None:
@@ -38,6 +39,8 @@ def save_model(emulator: Emulator, folder: Path) -> None:
         config["architecture"] = asdict(emulator.architecture)
         config["corrector"] = None if corrector is None else asdict(corrector.architecture)
         config["student"] = corrector is not None and corrector.student is not None
+    if isinstance(emulator, SteadyPrior):
+        config["architecture"] = asdict(emulator.architecture)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in emulator.state_dict().items()}
     write_whole(folder / WEIGHTS, save(tensors))
     write_whole(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -92,6 +95,8 @@ def make_emulator(config: Mapping[str, Any]) -> Emulator:
     tasks = {task: from_json(TaskSpec, spec) for task, spec in config["tasks"].items()}
     if config["kind"] == Simulator.name:
         return make_simulator(tasks, config)
+    if config["kind"] == SteadyPrior.name:
+        return SteadyPrior(tasks, from_json(PriorArchitecture, config["architecture"]))
     if str(config["kind"]).endswith(CUSTOM):
         raise CheckpointError(f"a model of kind '{config['kind']}' can only be loaded by the program that built it")
     return make_baseline(config["kind"], tasks)

@@ -6,24 +6,27 @@ import math
 
 from ups.config.learning import OptimizerSettings
 from ups.config.load import resolved
+from ups.config.schema import StageName
 from ups.models.baselines import NetworkEmulator, make_baseline
 from ups.models.emulator import Emulator
 from ups.models.step import StepEmulator
 from ups.models.store import load_weights
 from ups.pipeline.plan import Plan, run_plan
 from ups.pipeline.records import digest
-from ups.pipeline.train import STAGES, find_focus, fit_closed_form, validation_of
+from ups.pipeline.train import find_focus, fit_closed_form, validation_of
 from ups.pipeline.workspace import Workspace
 from ups.runtime import seed_everything
 from ups.training.objectives import EmulatorObjective
 from ups.training.schedule import Budget
 from ups.training.stages import BASELINE_OPTIMIZERS, build_augments
 
+PREDICTING: tuple[StageName, ...] = ("codec", "operator", "steady_prior")
+
 
 def training_seconds(workspace: Workspace) -> float:
-    """Seconds that the simulator's stages are given, or took where their budget is in steps or epochs."""
+    """Seconds that what predicts was given, or took where its budget is in steps or epochs; ensembles' do not count."""
     seconds = 0.0
-    for stage in STAGES:
+    for stage in PREDICTING:
         if workspace.records.note(stage, "steps", 0) > 0:
             took = math.ceil(workspace.records.note(stage, "training_seconds", 0.0))
             seconds += workspace.settings.stage(stage).seconds or took

@@ -48,7 +48,11 @@ class ChecksFailed(UpsError):
 
 def find_all_problems(workspace: Workspace) -> list[Problem]:
     """Every problem of a run's folder and data; where there is none, those of a dry run of every stage."""
-    problems = [*_folder_problems(workspace), *_data_problems(workspace)]
+    sinks = [
+        Problem("settings", name, "cannot be tracked", what)
+        for name, what in workspace.settings.logging.missing().items()
+    ]
+    problems = [*sinks, *_folder_problems(workspace), *_data_problems(workspace)]
     if problems:
         return problems
     try:

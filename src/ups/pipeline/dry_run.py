@@ -12,10 +12,11 @@ from ups.errors import UpsError
 from ups.models.baselines import make_baseline
 from ups.models.step import StepEmulator
 from ups.pipeline.plan import make_loader
-from ups.pipeline.train import STAGES
+from ups.pipeline.train import STAGES, stages_of
 from ups.pipeline.workspace import Workspace
 from ups.training.loop import LoopSettings, Objective
 from ups.training.objectives import EmulatorObjective
+from ups.training.prior import SteadyPriorObjective
 from ups.training.schedule import Budget
 from ups.training.stages import build_augments, build_objective
 
@@ -32,9 +33,18 @@ def dry_run(workspace: Workspace) -> None:
 
 def _trainings(workspace: Workspace) -> Iterator[tuple[str, Objective, int, Budget | None]]:
     settings = workspace.settings
-    simulator = workspace.new_simulator().to(workspace.device)
     augments = build_augments(settings, workspace.splits["train"])
-    for stage in STAGES:
+    if workspace.steady:
+        prior, stage = workspace.new_prior().to(workspace.device), STAGES[-1]
+        yield (
+            stage,
+            SteadyPriorObjective(prior, augments),
+            workspace.batch_size(stage),
+            Budget.of(settings.stage(stage)),
+        )
+        return
+    simulator = workspace.new_simulator().to(workspace.device)
+    for stage in stages_of(workspace):
         if not settings.stage(stage).skipped:
             objective = build_objective(stage, settings, simulator, augments)
             yield stage, objective, workspace.batch_size(stage), Budget.of(settings.stage(stage))

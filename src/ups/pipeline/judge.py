@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
@@ -13,8 +14,10 @@ import torch
 from ups.data.trajectories import TrajectorySet
 from ups.errors import UpsError
 from ups.evaluation.evaluate import Evaluation, Protocol, evaluate
+from ups.evaluation.gates import Judgement, judge_small
 from ups.models.emulator import Emulator
 from ups.physics.solvers.cost import SolverCost, coarsest_solver
+from ups.pipeline.promote import current_hashes
 from ups.pipeline.workspace import Workspace
 
 Row = dict[str, str]
@@ -31,6 +34,41 @@ OF_ENSEMBLES = ("ensemble", "crps")
 """Columns that are left out where there is no ensemble."""
 
 SOLVER_SAMPLES = 4  # trajectories the reference solver is timed on
+
+
+def evaluate_in_steps(workspace: Workspace, emulators: Mapping[str, Emulator], key: str) -> Judgement:
+    """The small evaluation and, where that passes its gate, the full one; what was done from `key` is not done again.
+
+    Each is recorded with the hashes of what it was made from and of the file it was written to.
+
+    Returns:
+        how the small evaluation was judged.
+    """
+    records, folder = workspace.records, workspace.run_dir / "evaluation"
+    small, *full = folder / "small.json", folder / "full.json", folder / "fields.npz"
+    if not records.done("evaluate-small", key, small):
+        records.forget("evaluate")
+        for path in full:  # of another model
+            path.unlink(missing_ok=True)
+        _evaluate_step(workspace, emulators, "small", "valid", key)
+    judgement = judge_small(read_scores(small))
+    if judgement.passed and not records.done("evaluate", key, *full):
+        _evaluate_step(workspace, emulators, "full", "test", key)
+    return judgement
+
+
+def _evaluate_step(workspace: Workspace, emulators: Mapping[str, Emulator], scope: str, split: str, key: str) -> None:
+    """One evaluation and its record; the model's hash is taken before it, that of the file after."""
+    began = time.perf_counter()
+    before = current_hashes(workspace.run_dir, workspace.data_hash)
+    evaluate_models(workspace, emulators, scope, split)
+    after = current_hashes(workspace.run_dir, workspace.data_hash)
+    name = "evaluate" if scope == "full" else "evaluate-small"
+    workspace.records.finish(name, key, time.perf_counter() - began, hashes={**after, **_sources(before)})
+
+
+def _sources(hashes: Mapping[str, str]) -> dict[str, str]:
+    return {name: hashes[name] for name in ("data", "config", "model")}
 
 
 def evaluate_models(
@@ -132,18 +170,34 @@ def score_table(scores: Mapping[str, Any]) -> list[Row]:
 
 
 def read_table(run_dir: Path) -> list[Row]:
-    """The table of a run's full evaluation.
+    """The table of a run's full evaluation; of the small one where that is all there is.
 
     Raises:
         UpsError: the evaluation is missing or damaged.
     """
-    path = run_dir / "evaluation" / "full.json"
+    full, small = (run_dir / "evaluation" / f"{scope}.json" for scope in ("full", "small"))
+    path = full if full.exists() or not small.exists() else small
     try:
-        return score_table(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError) as error:
+        return score_table(read_scores(path))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UpsError(f"{path} is damaged ({error}); evaluate again with 'ups run --force evaluate'") from error
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """What an evaluation wrote.
+
+    Raises:
+        UpsError: the file is missing or holds no scores.
+    """
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(found[part], dict) for part in ("tasks", "baselines")):
+            raise ValueError("it holds no scores")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UpsError(
             f"{path} is missing or damaged ({error}); evaluate again with 'ups run --force evaluate'"
         ) from error
+    return found
 
 
 def _number(value: float | None) -> str:

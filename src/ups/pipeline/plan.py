@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -13,15 +14,20 @@ from typing import Any
 from ups.config.learning import OptimizerSettings
 from ups.config.load import resolved
 from ups.config.schema import Settings
+from ups.data.trajectories import Frames
 from ups.data.windows import WindowLoader
 from ups.models.emulator import Emulator
+from ups.models.prior import SteadyPrior
+from ups.models.simulator import Simulator
 from ups.models.store import save_model
+from ups.pipeline.tracking import open_sinks
 from ups.pipeline.workspace import Workspace
 from ups.training.checkpoint import CheckpointStore
 from ups.training.ema import build_ema
 from ups.training.focus import Focus
 from ups.training.loop import LoopSettings, Objective, StageOutcome, fit
-from ups.training.monitor import JsonlSink, Monitor
+from ups.training.memory import explaining_memory
+from ups.training.monitor import Monitor
 from ups.training.optim import build_optimizer
 from ups.training.schedule import Budget, build_schedule
 
@@ -34,6 +40,7 @@ class Plan:
         target: validation score at which training stops.
         begin: what is fitted in closed form before training, from batches of the train split.
         finish: what is set after training, before the model is saved.
+        latents: of the train split by task, which training reads in place of frames.
     """
 
     name: str
@@ -49,6 +56,7 @@ class Plan:
     target: float | None = None
     begin: Callable[[WindowLoader], None] | None = None
     finish: Callable[[], None] | None = None
+    latents: Mapping[str, Frames] | None = None
 
 
 def run_plan(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
@@ -67,12 +75,22 @@ def run_plan(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
         keep=training.keep_checkpoints,
         say=workspace.progress.say,
     )
-    monitor = Monitor(plan.name, [JsonlSink(workspace.run_dir / "log.jsonl")])
+    sinks = open_sinks(settings, workspace.run_dir)
+    monitor = Monitor(plan.name, sinks, per_task=training.log_per_task_metrics)
     module.train()
     if plan.begin is not None:
         with closing(make_loader(workspace, plan.batch_size)) as loader:
             plan.begin(loader)
-    with closing(make_loader(workspace, plan.batch_size, plan.focus)) as loader, closing(monitor):
+    with (
+        closing(make_loader(workspace, plan.batch_size, plan.focus, plan.latents)) as loader,
+        closing(monitor),
+        explaining_memory(
+            plan.name,
+            batch_size=plan.batch_size,
+            tokens=tokens_of(plan.emulator),
+            remedies=memory_remedies(settings, plan.batch_size),
+        ),
+    ):
         outcome = fit(
             plan.objective,
             loader,
@@ -104,7 +122,9 @@ def run_plan(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
     return outcome
 
 
-def make_loader(workspace: Workspace, batch_size: int, focus: Focus | None = None) -> WindowLoader:
+def make_loader(
+    workspace: Workspace, batch_size: int, focus: Focus | None = None, latents: Mapping[str, Frames] | None = None
+) -> WindowLoader:
     """Shuffled batches of the train split."""
     settings = workspace.settings
     workers = settings.training.num_workers
@@ -115,9 +135,39 @@ def make_loader(workspace: Workspace, batch_size: int, focus: Focus | None = Non
         1,
         settings.seed,
         weights=None if focus is None else focus.by_base(),
+        latents=latents,
         workers=1 if workers == "auto" else workers,
         prefetch=settings.training.prefetch_factor,
     )
+
+
+def tokens_of(emulator: Emulator) -> int | None:
+    """Tokens of one frame, of the task that has most; None where the emulator has none."""
+    if not isinstance(emulator, Simulator | SteadyPrior):
+        return None
+    return max(
+        math.prod(size // emulator.codecs[task].patch for size in spec.lattice) for task, spec in emulator.tasks.items()
+    )
+
+
+def memory_remedies(settings: Settings, batch_size: int) -> list[str]:
+    """The settings that would reduce what a training step needs, as they stand."""
+    training, pdet = settings.training, settings.operator.pdet
+    found = []
+    if batch_size > 1:
+        found.append(
+            f"training.batch_size={batch_size // 2} training.accum_steps={2 * training.accum_steps} (the same gradient)"
+        )
+    if training.rollout_horizon > 1:
+        found.append(f"training.rollout_horizon={training.rollout_horizon - 1}")
+    if not pdet.use_activation_checkpoint:
+        found.append("operator.pdet.use_activation_checkpoint=true (slower, the same weights)")
+    return [
+        *found,
+        f"a larger latent.patch: fewer tokens (now {settings.latent.patch})",
+        f"operator.pdet.hidden_dim below {pdet.hidden_dim}, or data.resolution below the file's",
+        f"evaluation.batch_size below {settings.evaluation.batch_size}, where it ran out in a validation",
+    ]
 
 
 def fingerprint(workspace: Workspace, plan: Plan) -> Mapping[str, Any]:

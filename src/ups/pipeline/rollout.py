@@ -72,7 +72,9 @@ def rollout_file(
     with h5py.File(out.name, "w", driver="core", backing_store=False) as target:  # in memory: a full disk meets bytes
         for name, values in parameters.items():
             target.attrs[name] = values[0] if np.all(values == values[0]) else values
-        if where is None:
+        if spec.steady:
+            write_steady(target, context[:, 0, 0], predicted[:, 0, 0].numpy(), axes)
+        elif where is None:
             write_grid(target, spec, np.concatenate([context, predicted.numpy()], axis=1), axes, times)
         else:
             write_points(target, spec, predicted, where, times[spec.context :])
@@ -134,6 +136,13 @@ def write_grid(
         for name, axis in zip(names, axes, strict=True):
             group[f"grid/{name}"] = axis.astype(np.float32)
         group["grid/t"] = times.astype(np.float32)
+
+
+def write_steady(target: h5py.File, given: np.ndarray, sought: np.ndarray, axes: tuple[np.ndarray, ...]) -> None:
+    """What was given and what was found, each (sample, *grid), in the layout of PDEBench's steady problems."""
+    target["nu"], target["tensor"] = given, sought[:, None]
+    for name, axis in zip("xyz", axes, strict=False):
+        target[f"{name}-coordinate"] = axis.astype(np.float32)
 
 
 def write_points(target: h5py.File, spec: TaskSpec, values: Tensor, where: np.ndarray, times: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""The whole way from settings to report: data, check, train, evaluate, report.
+"""The whole way from settings to report: data, check, train, evaluate, gates and promotion, report.
 
 Every step is done once, and again when what it depends on changes.
 """
@@ -16,28 +16,33 @@ from ups.errors import UsageError
 from ups.models.emulator import Emulator
 from ups.pipeline.baselines import train_baseline
 from ups.pipeline.checks import ChecksFailed, Problem, find_all_problems
-from ups.pipeline.judge import Row, evaluate_models, read_table
+from ups.pipeline.judge import Row, evaluate_in_steps, read_table
+from ups.pipeline.promote import decide, leaderboard_of
 from ups.pipeline.records import digest
+from ups.pipeline.tracking import publish
 from ups.pipeline.train import STAGES, train_stages
 from ups.pipeline.workspace import Workspace
 from ups.runtime import Progress
 
-STEPS = ("data", "check", *STAGES, "baselines", "evaluate", "report")
+STEPS = ("data", "check", *STAGES, "baselines", "evaluate", "gates", "report")
 
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What a run leaves for its user: the folder, a table of scores, and lines worth saying."""
+    """What a run leaves for its user: the folder, a table of scores, lines worth saying, and whether all gates held."""
 
     run_dir: Path
     table: list[Row]
     messages: tuple[str, ...]
+    passed: bool = True
 
 
 def run_pipeline(
     settings: Settings, *, progress: Progress, force: tuple[str, ...] = (), skip_checks: bool = False
 ) -> RunOutcome:
     """Runs every step that is not done yet, and those of `force`.
+
+    A run whose gates fail is whole all the same: scored, reported, and not promoted.
 
     Raises:
         UsageError: `force` names a step that does not exist.
@@ -49,21 +54,20 @@ def run_pipeline(
         emulators[name] = train_baseline(workspace, name)
     trained = [workspace.records.key(name) for name in (*STAGES, *(f"baselines-{name}" for name in emulators))]
     key = digest(trained, resolved(settings)["evaluation"], workspace.data_hash)
-    scores = workspace.run_dir / "evaluation"
-    if not workspace.records.done("evaluate", key, scores / "small.json", scores / "full.json", scores / "fields.npz"):
-        began = time.perf_counter()
-        evaluate_models(workspace, emulators, "small", split="valid")
-        evaluate_models(workspace, emulators, "full")
-        workspace.records.finish("evaluate", key, time.perf_counter() - began)
+    small = evaluate_in_steps(workspace, emulators, key)
+    board = leaderboard_of(settings)
+    decision = decide(workspace.run_dir, workspace.records, workspace.data_hash, settings.gates, board, small)
     workspace.write_metadata()
-    report = workspace.run_dir / "report.html"
+    report, key = workspace.run_dir / "report.html", digest(key, decision.content())
     if not workspace.records.done("report", key, report):
         from ups.evaluation.report import write_report  # matplotlib and jinja2, which training does not wait for
 
         began = time.perf_counter()
         write_report(workspace.run_dir)
         workspace.records.finish("report", key, time.perf_counter() - began)
-    return RunOutcome(workspace.run_dir, read_table(workspace.run_dir), (f"report: {report}",))
+        publish(settings, workspace.run_dir, workspace.progress)
+    messages = (*decision.messages, f"report: {report}")
+    return RunOutcome(workspace.run_dir, read_table(workspace.run_dir), messages, decision.promoted)
 
 
 def train_pipeline(settings: Settings, *, progress: Progress, stage: StageName | None = None) -> RunOutcome:
@@ -71,7 +75,7 @@ def train_pipeline(settings: Settings, *, progress: Progress, stage: StageName |
     if stage is not None and settings.stage(stage).skipped:
         raise UsageError(f"stages.{stage}.epochs is 0: there is nothing to train; give the stage a budget")
     workspace = prepare(settings, progress)
-    train_stages(workspace, STAGES if stage is None else STAGES[: STAGES.index(stage) + 1])
+    train_stages(workspace, stage)
     workspace.write_metadata()
     asked = STAGES if stage is None else (stage,)
     done = [name for name in asked if workspace.records.key(name)]

@@ -4,48 +4,114 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ups.config.load import resolved
 from ups.config.schema import StageName
+from ups.data.latents import LatentStore
+from ups.data.trajectories import Frames
 from ups.data.windows import WindowLoader
-from ups.errors import DataError
+from ups.errors import DataError, UsageError
 from ups.evaluation.validate import validation_crps, validation_nrmse, validation_reconstruction
 from ups.models.emulator import Emulator
+from ups.models.prior import SteadyPrior
 from ups.models.simulator import Simulator
 from ups.models.step import StepEmulator
-from ups.models.store import adopt, save_model
+from ups.models.store import adopt, load_weights, save_model
 from ups.pipeline.plan import Plan, model_settings, run_plan
 from ups.pipeline.records import digest
 from ups.pipeline.workspace import Workspace
 from ups.training.diffusion import DiffusionObjective, DistillObjective, fit_scales
 from ups.training.focus import Focus
+from ups.training.pairs import fit_pairs
+from ups.training.prior import SteadyPriorObjective
+from ups.training.prior import calibrate as calibrate_prior
 from ups.training.schedule import Budget
-from ups.training.stages import build_augments, build_objective, fit_pairs
+from ups.training.stages import build_augments, build_objective
 
-STAGES: tuple[StageName, ...] = ("codec", "operator", "diff_residual", "consistency_distill")
+STAGES: tuple[StageName, ...] = ("codec", "operator", "diff_residual", "consistency_distill", "steady_prior")
 CODEC_IS_EXACT = 1e-5  # validation nrmse of a codec below which there is nothing to train
 SCALE_BATCHES = 64  # batches that the size of the operator's error is taken of
 # Members, trajectories and sampler steps of the ensembles by which the diffusion's weights are chosen, and its spread:
 # few, as each validation would otherwise take longer than the training between two of them.
-CHOICE, CALIBRATION = (3, 8, 2), (6, 6, 4)
+CHOICE, CALIBRATION = (3, 8, 2), (4, 16, 4)
 DISTANCE_BATCHES = 2  # that the student's distance to its teacher is measured on
-WIDENINGS = (0.7, 0.85, 1.0, 1.2, 1.5)  # of the samples' spread, of which the best by validation is kept
+WIDENINGS = (0.7, 1.0, 1.4, 2.0, 2.8)  # of the samples' spread, of which the best by validation is kept
 
 
-def train_stages(workspace: Workspace, stages: tuple[StageName, ...] = STAGES) -> Simulator:
-    """Trains the stages that are not done yet, in order; after the last of all, the result is in `model/`."""
+def train_stages(workspace: Workspace, upto: StageName | None = None) -> Emulator:
+    """Trains the stages that are not done yet, in order; after the last of all, the result is in `model/`.
+
+    Args:
+        upto: the last stage to train; None trains all.
+    """
+    stages = stages_of(workspace)
+    if upto is not None and upto not in stages:
+        raise UsageError(
+            f"{upto} is no stage of {', '.join(workspace.settings.data.task)}: those are {', '.join(stages)}"
+        )
+    if workspace.steady:
+        return train_prior(workspace)
+    stages = stages if upto is None else stages[: stages.index(upto) + 1]
     simulator = workspace.new_simulator().to(workspace.device)
     key = fit_closed_form(workspace, simulator)
     for stage in stages:
         if workspace.settings.stage(stage).skipped:
             continue
         key = train_stage(workspace, stage, simulator, key)
-    if stages[-1] == STAGES[-1]:
+    if upto is None or upto == "consistency_distill":
         save_model(simulator.requires_grad_(True), workspace.run_dir / "model")
     return simulator.eval()
+
+
+def stages_of(workspace: Workspace) -> tuple[StageName, ...]:
+    """The stages that there are for the tasks, in order."""
+    return STAGES[-1:] if workspace.steady else STAGES[:-1]
+
+
+def train_prior(workspace: Workspace) -> SteadyPrior:
+    """Trains the steady prior, unless its record says that it is done; the result is in `model/`."""
+    settings = workspace.settings
+    prior = workspace.new_prior().to(workspace.device)
+    choices, stage = resolved(settings), STAGES[-1]
+    parts = ("data", "prior", "seed", "training", "optimizer")
+    key = digest({name: choices[name] for name in parts}, choices["stages"][stage], workspace.data_hash)
+    folder = workspace.run_dir / "checkpoints" / stage / "model"
+    if workspace.records.done(stage, key, folder):
+        load_weights(prior, folder)
+    elif settings.stage(stage).skipped:
+        raise UsageError(f"stages.{stage}.epochs is 0: nothing would be trained; give the stage a budget")
+    else:
+        valid, device = workspace.splits["valid"], workspace.device
+        batch_size = workspace.batch_size(stage)
+
+        def finish() -> None:
+            with WindowLoader(valid, batch_size, 1, 1, settings.seed, shuffle=False) as loader:
+                batches = (one.to(device) for one in islice(loader, loader.steps_per_epoch))
+                found = calibrate_prior(prior.eval(), batches)
+            levels = ", ".join(f"{level:.2g}" for level in found.values())
+            workspace.progress.say(f"steady_prior: samples spread {levels} times as far as trained, by validation")
+
+        plan = Plan(
+            name=stage,
+            emulator=prior,
+            objective=SteadyPriorObjective(prior, build_augments(settings, workspace.splits["train"])),
+            budget=Budget.of(settings.stage(stage)),
+            optimizer=settings.optimizer_of(stage),
+            batch_size=batch_size,
+            patience=settings.patience_of(stage),
+            validate=validation_of(workspace, stage, prior),
+            key=key,
+            finish=finish,
+        )
+        run_plan(workspace, plan, folder)
+    save_model(prior, workspace.run_dir / "model")
+    return prior.eval()
 
 
 def fit_closed_form(workspace: Workspace, emulator: Emulator) -> str:
@@ -98,6 +164,7 @@ def train_stage(
         validate=validation_of(workspace, stage, simulator),
         key=key,
         focus=find_focus(workspace, simulator) if stage == "operator" else None,
+        latents=cached_latents(workspace, simulator) if stage == "operator" else None,
     )
     if isinstance(objective, DiffusionObjective):
         plan = replace(
@@ -119,6 +186,32 @@ def find_focus(workspace: Workspace, emulator: StepEmulator) -> Focus | None:
         return None
     sets, device = workspace.splits["train"], workspace.device
     return Focus(emulator, sets, power=settings.training.focus, seed=settings.seed, device=device)
+
+
+def cached_latents(workspace: Workspace, simulator: Simulator) -> dict[str, Frames] | None:
+    """The train split's latents by the frozen codecs, encoded if no cache has them; None where none is asked for."""
+    training, device = workspace.settings.training, workspace.device
+    if training.latent_cache_dir is None:
+        return None
+    store = LatentStore(
+        Path(training.latent_cache_dir),
+        dtype=training.latent_cache_dtype,
+        preload=training.preload,
+        device=device,
+        say=workspace.progress.say,
+    )
+    found: dict[str, Frames] = {}
+    for task, train in workspace.splits["train"].items():
+        spec, weights = simulator.tasks[task], simulator.codecs[task].state_dict()
+        weights |= {"mean": torch.tensor(spec.mean), "std": torch.tensor(spec.std)}
+        found[task] = store.load("train", train, partial(encode_frames, simulator, task), weights)
+    return found
+
+
+def encode_frames(simulator: Simulator, task: str, frames: Tensor) -> Tensor:
+    """Physical frames (frame, channel, *grid), from wherever they are, to their latents."""
+    device = simulator.codecs[task].encoder.device
+    return simulator.encode(frames[:, None].to(device), task=task)[:, 0]
 
 
 def validation_of(workspace: Workspace, stage: str, emulator: Emulator) -> Callable[[], float]:

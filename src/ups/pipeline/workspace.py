@@ -22,15 +22,17 @@ from ups.data.trajectories import TrajectorySet
 from ups.errors import UsageError
 from ups.files import write_whole
 from ups.models.emulator import TaskSpec
+from ups.models.prior import SteadyPrior
 from ups.models.simulator import Simulator
+from ups.physics.equations import get_equation
 from ups.pipeline.records import StepRecords, digest, write_json
 from ups.runtime import Progress, choose_device, prepare_process, run_id, seed_everything, world
-from ups.training.stages import build_simulator, choose_batch_size, describe_task
+from ups.training.builders import build_prior, build_simulator, choose_batch_size, describe_task
 
 Sets = dict[str, TrajectorySet]
 
 RECIPE = "ups_recipe"  # attribute of a generated file: the hash of the settings it was made by
-AFTER_TRAINING = ("name", "runs_dir", "device", "threads", "benchmark", "evaluation")
+AFTER_TRAINING = ("name", "runs_dir", "device", "threads", "benchmark", "evaluation", "gates", "logging")
 
 
 def training_hash(settings: Settings) -> str:
@@ -160,7 +162,40 @@ class Workspace:
             for task, train in self.splits["train"].items()
         }
 
+    @cached_property
+    def steady(self) -> bool:
+        """Whether the tasks are without time.
+
+        Raises:
+            UsageError: some are and some are not, or a stage has settings that does not exist for them.
+        """
+        steady = {get_equation(task).steady for task in self.settings.data.task}
+        if len(steady) > 1:
+            raise UsageError(f"data.task: {', '.join(self.settings.data.task)} mix problems with and without time")
+        chosen, usual = self.settings.stages, type(self.settings.stages)()
+        without_time = steady == {True}
+        for name in type(chosen).model_fields:
+            if (name == "steady_prior") != without_time and getattr(chosen, name) != getattr(usual, name):
+                what = "has no time" if without_time else "has time"
+                wanted = "steady_prior" if without_time else "codec, operator, diff_residual and consistency_distill"
+                raise UsageError(
+                    f"stages.{name}: {', '.join(self.settings.data.task)} {what}; the stages trained for it: {wanted}"
+                )
+        in_time = [name for name in self.settings.evaluation.baselines if name != "persistence"]
+        if without_time and in_time:
+            raise UsageError(
+                f"evaluation.baselines: {', '.join(in_time)} predict a step in time, and "
+                f"{', '.join(self.settings.data.task)} has none; persistence (the train mean) is the one baseline of a "
+                "steady problem"
+            )
+        return without_time
+
     # --- models ------------------------------------------------------------------------------------------------------
+
+    def new_prior(self) -> SteadyPrior:
+        """The untrained steady prior of these settings, the same at every call."""
+        seed_everything(self.settings.seed)
+        return build_prior(self.settings, self.specs)
 
     def new_simulator(self) -> Simulator:
         """The untrained simulator of these settings, the same at every call."""
@@ -174,7 +209,8 @@ class Workspace:
     def write_metadata(self) -> None:
         """Writes `metadata.json`, what was run, on what, with which versions; and `data.json` beside it."""
         self.write_hashes()
-        trained = self.records.key("operator") is not None or self.settings.stages.operator.skipped
+        stage: StageName = "steady_prior" if self.steady else "operator"
+        trained = self.records.key(stage) is not None or self.settings.stage(stage).skipped
         finished = {step: record["finished_at"] for step, record in self.records.records.items()}
         versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "h5py", "pydantic")}
         write_json(
@@ -185,15 +221,16 @@ class Workspace:
                 "config_hash": settings_hash(self.settings),
                 "data_hash": self.data_hash,
                 "architecture": digest(
-                    {task: asdict(spec) for task, spec in self.specs.items()}, resolved(self.settings)["operator"]
+                    {task: asdict(spec) for task, spec in self.specs.items()},
+                    resolved(self.settings)["prior" if self.steady else "operator"],
                 ),
                 "versions": {"ups": ups.__version__, "python": platform.python_version(), **versions},
                 "machine": {"processor": platform.machine(), "device": str(self.device)},
                 "threads": torch.get_num_threads(),
                 "world_size": 1,
                 "trained": trained,
-                "trained_at": finished.get("operator") if trained else None,
-                "last_small_eval": finished.get("evaluate"),
+                "trained_at": finished.get(stage) if trained else None,
+                "last_small_eval": finished.get("evaluate-small"),
                 "last_full_eval": finished.get("evaluate"),
                 "steps": self.records.records,
             },

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -21,11 +21,16 @@ from ups.data.fields import Batch
 from ups.runtime import Progress, SilentProgress
 from ups.training.checkpoint import CheckpointStore
 from ups.training.ema import Ema
+from ups.training.flops import FlopMeter
+from ups.training.guard import StepGuard
 from ups.training.monitor import DivergedError, Moment, Monitor
-from ups.training.optim import clip_gradients, set_rate
+from ups.training.optim import clip_gradients, gradient_norms, set_rate
 from ups.training.schedule import Budget, Schedule
 from ups.training.signals import StopSignals
 from ups.training.state import Position, RandomState, Stateful, TrainingClock, TrainState
+
+SCALER_HALVINGS = 17
+"""Steps in a row that a loss scaler may need to come down from its first scale, 2^16; they are skipped as well."""
 
 
 @runtime_checkable
@@ -83,6 +88,8 @@ class LoopSettings:
         validate_every: steps between validations; `auto`: every epoch, or every twentieth of a budget in other units.
         checkpoint_interval: steps between checkpoints.
         patience: validations without improvement before training stops; None never does.
+        max_bad_steps: steps in a row that are not finite, after which training goes back to a checkpoint.
+        max_rollbacks: times that it does, before it is an error.
         target: validation score at which training stops; None never does.
         clock: what seconds are counted by, see `TrainingClock`.
     """
@@ -94,6 +101,8 @@ class LoopSettings:
     validate_every: int | Literal["auto"] = "auto"
     checkpoint_interval: int = 500
     patience: int | None = None
+    max_bad_steps: int = 5
+    max_rollbacks: int = 3
     clock: Literal["wall", "process"] = "wall"
     target: float | None = None
 
@@ -109,6 +118,8 @@ class LoopSettings:
             validate_every=training.validate_every,
             checkpoint_interval=training.checkpoint_interval,
             patience=patience,
+            max_bad_steps=training.max_bad_steps,
+            max_rollbacks=training.max_rollbacks,
             clock=training.clock,
             target=target,
         )
@@ -145,6 +156,7 @@ def fit(
     """Trains `objective.module` within the budget and leaves in it the averaged weights of the best validation.
 
     Goes on from the latest checkpoint in `checkpoints`, if there is one, exactly as if training had never stopped.
+    A step whose loss or gradient is not finite is skipped; after many in a row, training goes back: see `roll_back`.
 
     Args:
         objective: what to minimise; its module is on `device` and in the mode (train or eval) it shall be trained in.
@@ -155,14 +167,17 @@ def fit(
             takes counts as training.
 
     Raises:
-        DivergedError: a loss or gradient is not finite, or no validation is.
+        DivergedError: losses or gradients are not finite again and again, or no validation is.
         Interrupted: SIGINT or SIGTERM; the state is saved.
         CheckpointError: checkpoints cannot be written, are all damaged, or belong to another training.
     """
     module, progress = objective.module, progress or SilentProgress()
     params = [p for group in optimizer.param_groups for p in group["params"]]
+    names = {p: name for name, p in module.named_parameters()}
     autocast = torch.autocast(device.type, settings.amp, enabled=settings.amp is not None)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.amp is torch.float16)
+    guard, meter = StepGuard(optimizer, scaler, on_device=device.type != "cpu"), FlopMeter.of(device, settings.amp)
+    most_bad = settings.max_bad_steps + (SCALER_HALVINGS if scaler.is_enabled() else 0)
     clock, random = TrainingClock(settings.clock, device), RandomState(seed, device)
     parts: dict[str, Any] = {"module": module, "optimizer": optimizer, "schedule": schedule, "ema": ema}
     parts |= {"scaler": scaler, "loader": loader, "monitor": monitor}
@@ -174,24 +189,29 @@ def fit(
     if saved is not None:
         state.load_state_dict(saved)
         progress.say(f"stage {monitor.stage} goes on after step {state.step}")
-    monitor.start(progress, total=budget.amount, unit=budget.unit, step=state.step)
+    else:
+        checkpoints.save(0, state.state_dict())  # where a roll-back goes before any other is due
+    trained = [names.get(p, "?") for p in params]
+    monitor.start(progress, total=budget.amount, unit=budget.unit, step=state.step, parameters=trained)
 
     with StopSignals() as stop, clock.running(), closing(monitor):
         batches = iter(loader)
         while state.stopped is None:
-            set_rate(optimizer, schedule(state.middle_of_next_step(settings.accum_steps)))
+            set_rate(optimizer, state.rate_factor * schedule(state.middle_of_next_step(settings.accum_steps)))
             for _ in range(settings.accum_steps):
                 loader.set_horizon(objective.plan(loader.epoch, state.fraction()))
                 asked = clock.seconds
                 batch = next(batches).to(device)
                 waited = clock.seconds - asked
-                with autocast:
-                    loss, components = objective(batch, random.objective)
-                scaler.scale(loss / settings.accum_steps).backward()
-                monitor.record_batch(loss, components, samples=len(batch.frames), points=_points(batch), waited=waited)
+                with meter.counting(batch):
+                    with autocast:
+                        loss, components = objective(batch, random.objective)
+                    scaler.scale(loss / settings.accum_steps).backward()
+                flops = meter.flops(batch)
+                monitor.record_batch(batch, loss, components, epoch=state.epochs, waited=waited, flops=flops)
             scaler.unscale_(optimizer)
-            monitor.record_step(clip_gradients(params, settings.grad_clip))
-            scaler.step(optimizer)
+            norms = gradient_norms(params)
+            guard.step(monitor.record_step(clip_gradients(params, settings.grad_clip, norms), norms))
             scaler.update()
             optimizer.zero_grad()
             ema.update()
@@ -203,21 +223,32 @@ def fit(
             if score and refocus is not None and state.stopped is None:
                 with ema.applied(), random.untouched(), evaluating(module):
                     loader.set_weights(refocus())
-            if log or save or score or stop.received is not None:
+            due = log or save or score
+            if due or stop.received is not None:
                 with clock.paused():
-                    moment = Moment(state.step, state.epochs, clock.seconds, optimizer.param_groups[0]["lr"])
-                    monitor.check(moment, gradients=not scaler.is_enabled())
-                    if score:
+                    rate = optimizer.param_groups[0]["lr"]
+                    moment = Moment(state.step, state.epochs, clock.seconds, rate, state.fraction())
+                    monitor.judge(moment, most=most_bad)
+                    wrong = monitor.wrong if due else ""
+                    if wrong:
+                        roll_back(state, checkpoints, monitor, settings.max_rollbacks)
+                    elif score:
                         with ema.applied(), random.untouched(), evaluating(module):
                             metric = validate()
                             state.observe(metric, module.state_dict(), settings.patience, settings.target)
                         schedule.observe(metric)
                         monitor.log_validation(moment, metric, best=state.best_metric, best_step=state.best_step)
-                    if log or state.stopped:
-                        monitor.log(moment, epochs_since_improvement=state.epochs - state.best_epoch, device=device)
+                    if not wrong and (log or state.stopped):
+                        stale = state.epochs - state.best_epoch
+                        monitor.log(
+                            moment, epochs_since_improvement=stale, device=device,
+                            grad_clip=settings.grad_clip, utilisation=meter.utilisation,
+                        )  # fmt: skip
                     # Asked after the validation, which takes seconds; later signals wait for the end of the next step.
-                    save = save or bool(stop.received or state.stopped)
+                    good = bool((save and monitor.last_was_good) or wrong or state.stopped)
+                    save = good or stop.received is not None
                     if save:
+                        state.anchor = None if good else state.anchor or checkpoints.load()
                         checkpoints.save(state.step, state.state_dict())
                 if save:
                     stop.raise_if_received(monitor.stage, state.step)
@@ -229,13 +260,30 @@ def fit(
             "lower optimizer.lr, or give the stage a larger budget"
         )
     module.load_state_dict(state.best_weights)
-    monitor.finish()
-    return StageOutcome(state.step, clock.seconds, state.best_metric, state.best_step, state.stopped)
+    outcome = StageOutcome(state.step, clock.seconds, state.best_metric, state.best_step, state.stopped)
+    monitor.finish(**asdict(outcome))
+    return outcome
 
 
-def _points(batch: Batch) -> int:
-    """Points in space and time that a batch holds."""
-    return batch.frames.numel() // batch.frames.shape[2]
+def roll_back(state: TrainState, checkpoints: CheckpointStore, monitor: Monitor, most: int) -> None:
+    """Goes back to the last good checkpoint, for other batches at a lower rate.
+
+    Args:
+        most: times that this may be done in a stage.
+
+    Raises:
+        DivergedError: it was done as often already.
+    """
+    saved = state.anchor or checkpoints.load() if state.rollbacks < most else None
+    if saved is None:
+        tries = f" after {state.rollbacks} roll-back{'s' if state.rollbacks != 1 else ''} to its last good checkpoint"
+        raise DivergedError(
+            f"stage {monitor.stage} diverged{tries}, each at half the rate of the one before: {monitor.wrong}. "
+            "Steps that are not finite were skipped, so what was saved is intact"
+        )
+    state.roll_back(saved)
+    moment = Moment(state.step, state.epochs, state.clock.seconds, 0.0, state.fraction())
+    monitor.log_rollback(moment, rollbacks=state.rollbacks)
 
 
 @contextmanager

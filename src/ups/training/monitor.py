@@ -1,266 +1,341 @@
-"""What training tells: a line of JSON per record, progress to a person, and an error when it diverges.
+"""What training tells: records to its sinks, progress to a person, and what went wrong when steps were not finite.
 
 Losses and gradient norms stay on the device until they are logged; a step of training never waits for the host.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, TextIO, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ups.data.fields import Batch
 from ups.errors import UpsError
 from ups.runtime import Progress, SilentProgress
-
-Record = Mapping[str, str | int | float | None]
+from ups.training.sinks import PLACE, Record, Sink, without_secrets
+from ups.training.sinks import JsonlSink as JsonlSink
+from ups.training.sinks import NullSink as NullSink
 
 LOSS, GRAD_NORM = "loss", "grad_norm"
 _SECONDS_BETWEEN_UPDATES = 0.25
+_NAMED = 3  # parameters that a diagnosis names
 
 
 class DivergedError(UpsError):
-    """The loss or the gradient is no longer finite; the message says from which step on, and what to change."""
+    """Steps are not finite, and going back did not help; the message says from which step on, and what to change."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Where training stands: steps and epochs done, seconds of training, and the rate of the last step."""
+    """Where training stands: steps and epochs done, seconds of training, rate of the last step, part of the budget."""
 
     step: int
     epoch: float
     elapsed: float
     lr: float
+    fraction: float = 0.0
 
 
-@runtime_checkable
-class Sink(Protocol):
-    """Where records go."""
+@dataclass(frozen=True, eq=False)
+class BatchTrace:
+    """What is kept of a batch until its step is judged: where it was, its loss, and one number that is NaN if it is."""
 
-    def write(self, record: Record) -> None:
-        """Keeps one record."""
-
-    def rewind(self, stage: str, step: int) -> None:
-        """Forgets the records of a stage after `step`, from which it now continues."""
-
-    def close(self) -> None:
-        """No more records come."""
+    task: str
+    epoch: float
+    params: Tensor
+    total: Tensor
+    losses: Mapping[str, Tensor]
 
 
-class NullSink:
-    """Keeps nothing."""
+@dataclass(eq=False)
+class StepTrace:
+    """What is kept of a step until it is judged: its batches, and the norm of every parameter's gradient."""
 
-    def write(self, record: Record) -> None:
-        """Keeps nothing."""
-
-    def rewind(self, stage: str, step: int) -> None:
-        """Has nothing to forget."""
-
-    def close(self) -> None:
-        """Has nothing to close."""
-
-
-class JsonlSink:
-    """One line of JSON per record, on the disk as soon as written; numbers that are not finite become null.
-
-    Args:
-        path: the file, shared by the stages of a run.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: TextIO | None = None
-
-    def write(self, record: Record) -> None:
-        """Appends a record."""
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps({key: _finite(item) for key, item in record.items()}, allow_nan=False) + "\n")
-        self._file.flush()
-
-    def rewind(self, stage: str, step: int) -> None:
-        """Drops the stage's records after `step`, and a line torn by a kill: a resumed curve has no step twice."""
-        self.close()
-        if not self.path.exists():
-            return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if _is_record(line) and not _is_after(json.loads(line), stage, step)]
-        if kept != lines:
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(kept), encoding="utf-8")
-            os.replace(temporary, self.path)
-
-    def close(self) -> None:
-        """Closes the file; a later record opens it again."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-def _finite(item: str | int | float | None) -> str | int | float | None:
-    return None if isinstance(item, float) and not math.isfinite(item) else item
-
-
-def _is_record(line: str) -> bool:
-    try:
-        return line.endswith("\n") and isinstance(json.loads(line), dict)
-    except json.JSONDecodeError:
-        return False
-
-
-def _is_after(record: dict[str, Any], stage: str, step: int) -> bool:
-    return record.get("stage") == stage and record.get("step", 0) > step
+    batches: list[BatchTrace] = field(default_factory=list)
+    norms: Tensor | None = None
+    evidence: Any = math.nan
 
 
 class Monitor:
-    """Gathers what the steps of a stage produce, and passes it on at each log point.
+    """Gathers what the steps of a stage produce, judges it, and passes it on at each log point.
+
+    A sink that fails is told of once and left out from then on, whatever it fails of; training goes on.
 
     Args:
         stage: name of the stage, in every record.
         sinks: where records go.
+        per_task: whether the loss and its components are logged for each task, too.
     """
 
-    def __init__(self, stage: str, sinks: Sequence[Sink] = ()) -> None:
-        self.stage, self.sinks = stage, tuple(sinks)
+    def __init__(self, stage: str, sinks: Sequence[Sink] = (), *, per_task: bool = False) -> None:
+        self.stage, self.sinks, self.per_task = stage, list(sinks), per_task
         self.progress: Progress = SilentProgress()
+        self._parameters: tuple[str, ...] = ()
         self._series: dict[str, list[Any]] = defaultdict(list)  # tensors and numbers since the last log point
-        self._samples = self._points = 0
-        self._waited = self._since = 0.0
+        self._trace, self._pending = StepTrace(), list[StepTrace]()
+        self._samples = self._points = self._flops = self._skipped = self._in_a_row = self._row = 0
+        self._waited = self._since = self._since_epoch = 0.0
+        self._diagnosis = self.wrong = ""
         self._told = -math.inf
         self._notes: dict[str, float] = {}
 
-    def start(self, progress: Progress, *, total: int | float, unit: str, step: int) -> None:
-        """Begins at optimizer step `step` of a stage of `total` units."""
-        self.progress = progress
-        for sink in self.sinks:
-            sink.rewind(self.stage, step)
+    def start(
+        self, progress: Progress, *, total: int | float, unit: str, step: int, parameters: Sequence[str] = ()
+    ) -> None:
+        """Begins at optimizer step `step` of a stage of `total` units, which trains the named parameters."""
+        self.progress, self._parameters = progress, tuple(parameters)
+        self._each(lambda sink: sink.rewind(self.stage, step))
         progress.start(f"train {self.stage}", total, unit)
 
-    def record_batch(
-        self, loss: Tensor, components: Mapping[str, Tensor], *, samples: int, points: int, waited: float
-    ) -> None:
-        """Takes one batch's loss and components, how much it held, and the seconds that its data took."""
-        self._series[LOSS].append(loss.detach())
-        for name, component in components.items():
-            self._series[name].append(component.detach())
-        self._samples += samples
-        self._points += points
-        self._waited += waited
+    # --- steps -------------------------------------------------------------------------------------------------------
 
-    def record_step(self, grad_norm: Tensor) -> None:
-        """Takes the gradient's norm before clipping."""
+    def record_batch(
+        self,
+        batch: Batch,
+        loss: Tensor,
+        components: Mapping[str, Tensor],
+        *,
+        epoch: float = math.nan,
+        waited: float,
+        flops: int = 0,
+    ) -> None:
+        """Takes one batch's loss and components, the epoch it is of, and what it cost: seconds of data, operations."""
+        losses = {LOSS: loss.detach(), **{name: component.detach() for name, component in components.items()}}
+        for name, value in losses.items():
+            self._series[name].append(value)
+            if self.per_task:
+                self._series[f"{batch.task}/{name}"].append(value)
+        values = batch.frames if batch.latents is None else batch.latents
+        total = values.sum(dtype=torch.float32)
+        self._trace.batches.append(BatchTrace(batch.task, epoch, batch.params, total, losses))
+        self._samples += len(batch)
+        self._points += batch.frames.numel() // batch.frames.shape[2]  # in space and time
+        self._waited += waited
+        self._flops += flops
+
+    def record_step(self, grad_norm: Tensor, norms: Tensor) -> Tensor:
+        """Takes the gradient's norm before clipping, and that of every parameter.
+
+        Returns:
+            A number that is finite when the losses of the step's batches and the norm all are.
+        """
         self._series[GRAD_NORM].append(grad_norm)
+        evidence = sum((batch.losses[LOSS] for batch in self._trace.batches), grad_norm)
+        self._trace.norms, self._trace.evidence = norms, evidence
+        self._pending.append(self._trace)
+        self._trace = StepTrace()
+        return evidence
 
     def tell(self, done: float) -> None:
         """Updates the progress bar, a few times a second at most."""
         now = time.perf_counter()
         if now - self._told >= _SECONDS_BETWEEN_UPDATES:
             self._told = now
-            self.progress.update(done, "  ".join(f"{name} {value:.3g}" for name, value in self._notes.items()))
+            self.progress.update(done, self._note())
 
-    def check(self, moment: Moment, *, gradients: bool = True) -> None:
-        """Fetches what was gathered and makes sure that it is finite.
+    def judge(self, moment: Moment, *, most: int) -> None:
+        """Fetches what was gathered, and counts the steps that were skipped because they were not finite.
 
-        Args:
-            moment: now.
-            gradients: whether gradients must be finite too; a loss scaler looks after its own.
-
-        Raises:
-            DivergedError: some loss or gradient since the last log point is not finite.
+        Once `most` or more in a row were not, `wrong` says what went wrong first, until `log_rollback`.
         """
         self._fetch()
-        losses, norms = self._series[LOSS], self._series[GRAD_NORM]
-        batches = len(losses) // max(len(norms), 1)
-        for i, norm in enumerate(norms):
-            step_losses = losses[i * batches : (i + 1) * batches]
-            if all(map(math.isfinite, step_losses)) and (math.isfinite(norm) or not gradients):
+        first = moment.step - len(self._pending) + 1
+        for number, step in enumerate(self._pending, start=first):
+            if math.isfinite(step.evidence):
+                self._in_a_row = 0
                 continue
-            step = moment.step - len(norms) + 1 + i
-            before = f", after a loss of {losses[i * batches - 1]:.3g} in the step before" if i else ""
-            raise DivergedError(
-                f"stage {self.stage} diverged in step {step}: loss {step_losses[-1]:.3g}, gradient norm {norm:.3g}, "
-                f"learning rate {moment.lr:.3g}{before}. What was saved before is intact. Lower optimizer.lr or "
-                "training.grad_clip, raise the warmup of optimizer.scheduler, and look at the data with `ups check`"
-            )
+            self._diagnosis = self._diagnosis if self._in_a_row else self._diagnose(number, step)
+            self._skipped, self._in_a_row = self._skipped + 1, self._in_a_row + 1
+            if self._in_a_row >= most:
+                self.wrong, self._row = self._diagnosis, self._in_a_row
+        self._pending.clear()
 
-    def log(self, moment: Moment, *, epochs_since_improvement: float, device: torch.device) -> None:
-        """Writes a record of the steps since the last one; call `check` before."""
+    @property
+    def last_was_good(self) -> bool:
+        """Whether the last step that was judged was finite."""
+        return self._in_a_row == 0
+
+    def _diagnose(self, number: int, step: StepTrace) -> str:
+        """Which batch and which parameters were not finite first, and what to do about it."""
+        bad = next((b for b in step.batches if not math.isfinite(float(sum(b.losses.values())))), step.batches[-1])
+        losses = ", ".join(f"{name} {float(value):.3g}" for name, value in bad.losses.items())
+        text = f"step {number}, a batch of {bad.task} in epoch {bad.epoch:.2f}"
+        if bad.params.numel():
+            low, high = (_listed(bad.params.aminmax(dim=0)[i].tolist()) for i in (0, 1))
+            text += f" with PDE parameters from {low} to {high}"
+        text += f": {losses}, gradient norm {float(self._norm_of(step)):.3g}"
+        names = self._not_finite(step)
+        if names:
+            text += f"; not finite are the gradients of {', '.join(names[:_NAMED])}"
+            text += f" and {len(names) - _NAMED} more of {len(self._parameters)}" if len(names) > _NAMED else ""
+        if not math.isfinite(float(bad.total)):
+            return f"{text}. The batch itself is not finite: look at the data with `ups check` and `ups data inspect`"
+        if math.isfinite(float(bad.losses[LOSS])):
+            return (
+                f"{text}. The loss is finite, its derivative is not (a root or a norm at zero, an overflow): give the "
+                "training.lambda_* terms 0 one by one to find which it is, and make training.amp false if it is true"
+            )
+        return (
+            f"{text}. The network's output overflowed: lower optimizer.lr or training.grad_clip, raise the warmup of "
+            "optimizer.scheduler, or shorten training.rollout_horizon"
+        )
+
+    def _norm_of(self, step: StepTrace) -> Tensor:
+        return torch.zeros(()) if step.norms is None else torch.linalg.vector_norm(step.norms)
+
+    def _not_finite(self, step: StepTrace) -> list[str]:
+        flags = [] if step.norms is None else step.norms.isfinite().tolist()
+        return [name for name, good in zip(self._parameters, flags, strict=False) if not good]
+
+    # --- records -----------------------------------------------------------------------------------------------------
+
+    def log(
+        self,
+        moment: Moment,
+        *,
+        epochs_since_improvement: float,
+        device: torch.device,
+        grad_clip: float | None = None,
+        utilisation: Callable[[int, float], float | None] = lambda flops, seconds: None,
+    ) -> None:
+        """Writes a record of the steps since the last one; call `judge` before.
+
+        Means are over what was finite, null where nothing was.
+
+        Args:
+            grad_clip: of the share `clipped` of steps whose gradient was longer; null without.
+            utilisation: (operations, seconds) -> part of the device's peak.
+        """
         self._fetch()
-        means = {name: math.fsum(values) / len(values) for name, values in self._series.items() if values}
+        means = {name: _mean(values) for name, values in self._series.items() if values}
         seconds = max(moment.elapsed - self._since, 1e-9)
+        epochs = moment.epoch - self._since_epoch
+        norms = [norm for norm in self._series[GRAD_NORM] if math.isfinite(norm)]
+        clipped = None if grad_clip is None or not norms else sum(norm > grad_clip for norm in norms) / len(norms)
         self._write(
             moment,
             {
                 **means,
                 "lr": moment.lr,
+                "clipped": clipped,
+                "skipped_steps": self._skipped,
                 "samples_per_second": self._samples / seconds,
                 "points_per_second": self._points / seconds,
                 "data_wait": self._waited / seconds,
+                "epoch_seconds": seconds / epochs if epochs > 0 else None,
                 "memory_peak_mb": peak_memory(device) / 2**20,
+                "mfu": utilisation(self._flops, seconds),
                 "epochs_since_improvement": epochs_since_improvement,
             },
         )
-        self._notes[LOSS] = means[LOSS]
+        loss = means[LOSS]
+        self._notes[LOSS] = math.nan if loss is None else loss
         self._series.clear()
-        self._samples = self._points = 0
-        self._waited, self._since = 0.0, moment.elapsed
+        self._samples = self._points = self._flops = self._skipped = 0
+        self._waited, self._since, self._since_epoch = 0.0, moment.elapsed, moment.epoch
 
     def log_validation(self, moment: Moment, metric: float, *, best: float, best_step: int) -> None:
         """Writes a record of a validation."""
         self._write(moment, {"valid_nrmse": metric, "best_nrmse": best, "best_step": best_step})
         self._notes["valid"] = metric
 
-    def finish(self) -> None:
-        """Ends the stage's progress and closes the sinks."""
-        self.progress.finish("  ".join(f"{name} {value:.3g}" for name, value in self._notes.items()))
+    def log_rollback(self, moment: Moment, *, rollbacks: int) -> None:
+        """Forgets the records after the step to which training went back, and writes what it went back for.
+
+        The record's `skipped_steps` are those in a row that it went back for.
+        """
+        self._each(lambda sink: sink.rewind(self.stage, moment.step))
+        self._write(moment, {"rollbacks": rollbacks, "skipped_steps": self._row, "diagnosis": self.wrong})
+        self.progress.say(f"stage {self.stage} went back to step {moment.step}, at half the rate: {self.wrong}")
+        self.wrong = ""
+        self._series.clear()
+        self._samples = self._points = self._flops = self._skipped = self._in_a_row = 0
+        self._waited, self._since, self._since_epoch = 0.0, moment.elapsed, moment.epoch
+
+    def finish(self, **summary: str | int | float) -> None:
+        """Ends the stage's progress, tells the sinks how it ended, and closes them."""
+        self.progress.finish(self._note())
+        self._each(lambda sink: sink.end_stage(self.stage, summary))
         self.close()
 
     def close(self) -> None:
         """Closes the sinks."""
-        for sink in self.sinks:
-            sink.close()
+        self._each(lambda sink: sink.close())
+
+    # --- state -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What was gathered since the last log point, so that a resumed run logs the same curve."""
+        """What was gathered since the last log point, to log the same curve when resumed; call `judge` before."""
         self._fetch()
-        counts = {"samples": self._samples, "points": self._points, "waited": self._waited, "since": self._since}
         series = {name: list(values) for name, values in self._series.items()}
-        return {"series": series, "notes": dict(self._notes), **counts}
+        return {"series": series, "notes": dict(self._notes), **{name: getattr(self, name) for name in _COUNTS}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts back what `state_dict` gave."""
         self._series = defaultdict(list, {name: list(values) for name, values in state["series"].items()})
-        self._samples, self._points = state["samples"], state["points"]
-        self._waited, self._since, self._notes = state["waited"], state["since"], dict(state["notes"])
+        self._notes = dict(state["notes"])
+        for name in _COUNTS:
+            setattr(self, name, state[name])
 
-    def _write(self, moment: Moment, values: Mapping[str, float]) -> None:
-        reserved = ("stage", "step", "epoch", "elapsed")
-        if not values.keys().isdisjoint(reserved):
-            raise ValueError(f"a metric is named one of {', '.join(reserved)}, which the log uses itself; rename it")
-        place = (self.stage, moment.step, round(moment.epoch, 4), round(moment.elapsed, 3))
-        for sink in self.sinks:
-            sink.write({**dict(zip(reserved, place, strict=True)), **values})
+    def _write(self, moment: Moment, values: Record) -> None:
+        if not values.keys().isdisjoint(PLACE):
+            raise ValueError(f"a metric is named one of {', '.join(PLACE)}, which the log uses itself; rename it")
+        numbers = (round(moment.epoch, 4), round(moment.elapsed, 3), round(moment.fraction, 5))
+        place = (self.stage, moment.step, *numbers)
+        self._each(lambda sink: sink.write({**dict(zip(PLACE, place, strict=True)), **values}))
+
+    def _each(self, act: Callable[[Sink], None]) -> None:
+        for sink in tuple(self.sinks):
+            try:
+                act(sink)
+            # A log must never end a training of days: a full disk, a network or a package can fail in any way at all.
+            except Exception as error:  # noqa: BLE001
+                self.sinks.remove(sink)
+                with suppress(Exception):
+                    sink.close()
+                what = without_secrets(f"{type(error).__name__}: {error}".splitlines()[0])
+                self.progress.say(f"stage {self.stage}: {sink} is written no more ({what}); training goes on without")
+
+    def _note(self) -> str:
+        return "  ".join(f"{name} {value:.3g}" for name, value in self._notes.items())
 
     def _fetch(self) -> None:
         """Turns everything still on the device into numbers with one transfer."""
         places = [
             (values, i) for values in self._series.values() for i, item in enumerate(values) if isinstance(item, Tensor)
         ]
-        if places:
-            numbers = torch.stack([values[i].float() for values, i in places]).tolist()
-            for (values, i), number in zip(places, numbers, strict=True):
+        waiting = [step for step in self._pending if isinstance(step.evidence, Tensor)]
+        items = [*(values[i] for values, i in places), *(step.evidence for step in waiting)]
+        if items:
+            numbers = torch.stack([item.float() for item in items]).tolist()
+            for (values, i), number in zip(places, numbers, strict=False):
                 values[i] = number
+            for step, number in zip(waiting, numbers[len(places) :], strict=True):
+                step.evidence = number
+
+
+_COUNTS = (
+    *("_samples", "_points", "_flops", "_skipped", "_in_a_row", "_row"),
+    *("_waited", "_since", "_since_epoch", "_diagnosis", "wrong"),
+)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else None
+
+
+def _listed(values: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{value:.4g}" for value in values) + "]"
 
 
 def peak_memory(device: torch.device) -> int:

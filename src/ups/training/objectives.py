@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -74,6 +75,23 @@ class CodecObjective:
         return loss, {"reconstruction": loss.detach()}
 
 
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """The true frames of a batch, as terms compare with them; those that only latents are given of are decoded on call.
+
+    Args:
+        z: latents of all frames.
+        given: normalised context frames.
+        targets: normalised frames to predict.
+        physical: the last context frame and those to predict, in physical units.
+    """
+
+    z: Float[Tensor, "batch time latent *tokens"]
+    given: Callable[[], Tensor]
+    targets: Callable[[], Tensor]
+    physical: Callable[[], Tensor]
+
+
 class OperatorObjective:
     """Loss of the latent operator, one step ahead and rolled out, in latent space and decoded.
 
@@ -84,6 +102,9 @@ class OperatorObjective:
 
     where z^ is the *predicted* latent: every term but the reconstruction `inv_enc` sends its gradient to the operator,
     and the roll-out's flows through all of its steps. Roll-outs join for the last part of the budget (`rollout_start`).
+
+    A batch may hold latents of a frozen codec in place of its frames. Nothing is encoded then, and u is D(z), which is
+    u itself only where the codec loses nothing: a lossy codec's operator is held to what the codec can express.
 
     Args:
         simulator: codec and operator; the codec takes part in training if its parameters require gradients.
@@ -110,45 +131,67 @@ class OperatorObjective:
         return self.terms.rollout_horizon if unrolls else 1
 
     def __call__(self, batch: Batch, rng: torch.Generator) -> tuple[Scalar, Metrics]:
-        batch = self.augments[batch.task](batch, rng)
-        simulator, task, terms = self.simulator, batch.task, self.terms
-        codec = simulator.codecs[task]
-        u = simulator.normalizers[task](batch.frames)  # (batch, context + horizon, channel, *grid)
-        with full_precision(u):
-            z = codec.encode(u.flatten(0, 1)).unflatten(0, u.shape[:2])
-        index = sample_queries(u.shape[3:], terms.num_queries, rng)
-        first = batch.context
+        truth = self._encode(batch, rng) if batch.latents is None else self._take(batch, batch.latents)
+        index = sample_queries(batch.frames.shape[3:], self.terms.num_queries, rng)
 
-        state, predictions = z[:, :first], []
-        for _ in range(u.shape[1] - first):
-            z_next = simulator.advance(state, task=task, dt=batch.dt, params=batch.params)
+        state, predictions = truth.z[:, : batch.context], []
+        for _ in range(batch.horizon):
+            z_next = self.simulator.advance(state, task=batch.task, dt=batch.dt, params=batch.params)
             predictions.append(z_next)
             state = torch.cat([state[:, 1:], z_next[:, None]], dim=1)
+        with full_precision(truth.z):
+            return self._weigh(predictions, truth, batch, index)
+
+    def _encode(self, batch: Batch, rng: torch.Generator) -> Truth:
+        """The truth of the batch's frames, moved at random."""
+        batch, first = self.augments[batch.task](batch, rng), batch.context
+        u = self.simulator.normalizers[batch.task](batch.frames)  # (batch, context + horizon, channel, *grid)
         with full_precision(u):
-            return self._weigh(predictions, z, u, batch, index)
+            z = self.simulator.codecs[batch.task].encode(u.flatten(0, 1)).unflatten(0, u.shape[:2])
+        return Truth(z, lambda: u[:, :first], lambda: u[:, first:], lambda: batch.frames[:, first - 1 :])
+
+    def _take(self, batch: Batch, latents: Tensor) -> Truth:
+        """The truth of the batch's latents; each frame is decoded once, if any term asks for it."""
+        codec, normalizer = self.simulator.codecs[batch.task], self.simulator.normalizers[batch.task]
+        if any(p.requires_grad for p in codec.parameters()):
+            raise ValueError(f"{batch.task}: latents are those of a frozen codec, and this one is being trained")
+        z, first = latents.float(), batch.context
+
+        @cache
+        def frames(start: int, end: int) -> Tensor:
+            u: Tensor = codec.decode(z[:, start:end].flatten(0, 1)).unflatten(0, (len(z), end - start))
+            return u
+
+        def given() -> Tensor:
+            return frames(0, first)
+
+        def targets() -> Tensor:
+            return frames(first, z.shape[1])
+
+        return Truth(z, given, targets, lambda: normalizer.inverse(torch.cat([given()[:, -1:], targets()], dim=1)))
 
     def _weigh(
-        self, predictions: list[Tensor], z: Tensor, u: Tensor, batch: Batch, index: Tensor | None
+        self, predictions: list[Tensor], truth: Truth, batch: Batch, index: Tensor | None
     ) -> tuple[Scalar, Metrics]:
-        """The weighted sum of the terms that count now, and each of them; `z` and `u` are the batch's frames."""
+        """The weighted sum of the terms that count now, and each of them."""
         first, task, terms = batch.context, batch.task, self.terms
-        codec = self.simulator.codecs[task]
+        codec, z = self.simulator.codecs[task], truth.z
         fields = [codec.decode(z_next) for z_next in predictions]
         decoded = fields[0]
         losses: dict[str, tuple[float, Callable[[], Tensor]]] = {
             "forward": (terms.forward, lambda: normalized_mse(predictions[0], z[:, first])),
             "relative": (
                 terms.relative,
-                lambda: relative_l2(at_queries(decoded, index), at_queries(u[:, first], index)),
+                lambda: relative_l2(at_queries(decoded, index), at_queries(truth.targets()[:, 0], index)),
             ),
-            "spectral": (terms.spectral, lambda: spectral_loss(decoded, u[:, first])),
+            "spectral": (terms.spectral, lambda: spectral_loss(decoded, truth.targets()[:, 0])),
             "rollout": (
                 terms.rollout * (len(predictions) > 1),
-                lambda: self._rollout(fields, u[:, first:], index),
+                lambda: self._rollout(fields, truth.targets(), index),
             ),
             "inv_enc": (
                 self._inverse_weight(terms.inv_enc),
-                lambda: self._inverse_encoding(z[:, 0], u[:, 0], task, index),
+                lambda: self._inverse_encoding(z[:, 0], truth.given()[:, 0], task, index),
             ),
             "inv_dec": (
                 self._inverse_weight(terms.inv_dec),
@@ -156,9 +199,9 @@ class OperatorObjective:
             ),
         }
         if self.priors.due(self.batches):
-            losses |= self.priors.terms(task, self._prediction(predictions, fields, batch))
+            losses |= self.priors.terms(task, self._prediction(predictions, fields, truth.physical(), batch))
         self.batches += 1
-        total, metrics = u.new_zeros(()), {}
+        total, metrics = z.new_zeros(()), {}
         for name, (weight, term) in losses.items():
             if weight > 0:
                 value = term()
@@ -178,9 +221,8 @@ class OperatorObjective:
         computed = self.batches % self.terms.inverse_frequency == 0
         return self.curriculum(base, self.epoch) if computed else 0.0
 
-    def _prediction(self, predictions: list[Tensor], fields: list[Tensor], batch: Batch) -> Prediction:
-        """The roll-out in physical units, after the last given frame."""
-        truth = batch.frames[:, batch.context - 1 :]
+    def _prediction(self, predictions: list[Tensor], fields: list[Tensor], truth: Tensor, batch: Batch) -> Prediction:
+        """The roll-out in physical units, after the last given frame, with which `truth` begins."""
         found = self.simulator.normalizers[batch.task].inverse(torch.stack(fields, dim=1))
         frames = torch.cat([truth[:, :1], found], dim=1)
         return Prediction(frames, truth, torch.stack(predictions, dim=1), batch.params, batch.dt)

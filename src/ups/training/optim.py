@@ -76,10 +76,26 @@ def set_rate(optimizer: Optimizer, factor: float) -> None:
 
 
 @torch.no_grad()
-def clip_gradients(params: Sequence[Tensor], limit: float | None) -> Tensor:
-    """Scales the gradients down to a total 2-norm of at most `limit` (None leaves them); returns the norm before."""
+def gradient_norms(params: Sequence[Tensor]) -> Tensor:
+    """The 2-norm of every parameter's gradient, 0 where it has none, (parameter,)."""
     grads = [p.grad for p in params if p.grad is not None]
-    norm = nn.utils.get_total_norm(grads, foreach=True)
+    norms = torch._foreach_norm(grads)
+    if len(grads) == len(params):
+        return torch.stack(norms)
+    found = iter(norms)
+    zero = torch.zeros_like(norms[0])
+    return torch.stack([zero if p.grad is None else next(found) for p in params])
+
+
+@torch.no_grad()
+def clip_gradients(params: Sequence[Tensor], limit: float | None, norms: Tensor | None = None) -> Tensor:
+    """Scales the gradients down to a total 2-norm of at most `limit` (None leaves them); returns the norm before.
+
+    Args:
+        norms: of each gradient, where they are known.
+    """
+    norm: Tensor = torch.linalg.vector_norm(gradient_norms(params) if norms is None else norms)
     if limit is not None:
+        grads = [p.grad for p in params if p.grad is not None]
         torch._foreach_mul_(grads, (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm

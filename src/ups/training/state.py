@@ -18,6 +18,9 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "process": 
 AUTO_VALIDATIONS = 20
 """Validations over a budget in steps or seconds, where their interval is `auto`; one in epochs has one per epoch."""
 
+ROLLBACK_RATE = 0.5
+"""What the learning rate is multiplied by at every roll-back."""
+
 
 @runtime_checkable
 class Stateful(Protocol):
@@ -133,6 +136,9 @@ class TrainState:
         stale: validations since then.
         validations: ticks of the `auto` interval that were validated.
         stopped: why training ended, None while it has not.
+        rollbacks: times that training went back to a checkpoint because steps were not finite.
+        anchor: where it goes back to, if that is not the latest checkpoint: one that was written because training was
+            stopped must not change what a roll-back does, or resuming would not be exact.
         parts: objects whose state belongs to the checkpoint, by name.
     """
 
@@ -149,9 +155,11 @@ class TrainState:
     stale: int = 0
     validations: int = 0
     stopped: Literal["budget", "patience", "target"] | None = None
+    rollbacks: int = 0
+    anchor: dict[str, Any] | None = None
 
     COUNTERS: ClassVar = (
-        *("step", "validations", "stopped"),
+        *("step", "validations", "stopped", "rollbacks"),
         *("best_metric", "best_step", "best_epoch", "best_weights", "stale"),
     )
 
@@ -159,6 +167,11 @@ class TrainState:
     def epochs(self) -> float:
         """Epochs done, with the part of the current one."""
         return self.position.epochs
+
+    @property
+    def rate_factor(self) -> float:
+        """What roll-backs have left of the learning rate."""
+        return ROLLBACK_RATE**self.rollbacks
 
     def count_step(self) -> None:
         """Counts an optimizer step, and notices the end of the budget."""
@@ -215,13 +228,28 @@ class TrainState:
         """Everything that training needs to go on as if it had never stopped."""
         counters = {name: getattr(self, name) for name in self.COUNTERS}
         parts = {name: part.state_dict() for name, part in self.parts.items()}
-        return {**counters, "seconds": self.clock.seconds, "random": self.random.state_dict(), "parts": parts}
+        more = {"seconds": self.clock.seconds, "random": self.random.state_dict(), "anchor": self.anchor}
+        return {**counters, **more, "parts": parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts back what `state_dict` gave."""
         for name in self.COUNTERS:
             setattr(self, name, state[name])
-        self.clock.seconds = state["seconds"]
+        self.clock.seconds, self.anchor = state["seconds"], state["anchor"]
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
         self.random.load_state_dict(state["random"])
+
+    def roll_back(self, saved: Mapping[str, Any]) -> None:
+        """Goes back to a saved state in all but data, time, random numbers and what was logged.
+
+        The same batches at the same rate would end where they did before: what follows is other batches, other numbers
+        and a lower rate.
+        """
+        rollbacks = self.rollbacks + 1
+        for name in self.COUNTERS:
+            setattr(self, name, saved[name])
+        self.rollbacks = rollbacks
+        for name, part in self.parts.items():
+            if name not in ("loader", "monitor"):
+                part.load_state_dict(saved["parts"][name])

@@ -1,0 +1,172 @@
+"""One model for three equations against three models for one each, with the same training per task.
+
+    python bench/multitask.py run --seconds 100 --seeds 0 1 2
+    python bench/multitask.py table
+
+Advection (four values of beta), Burgers (four of nu) and reaction-diffusion (four of nu) in 1D on 256 points, from our
+own solvers. A single-task model trains for `--seconds` of this process's CPU time on one thread, the model of all three
+for three times as long. Both are scored on the same test trajectories, from the first frame to the last, at the values
+trained on and at one value in between that training never saw. Lines go to bench/results/multitask.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is first imported
+
+from accuracy_bench.results import Line, append, commit, read_lines, source_hash
+
+HERE = Path(__file__).parent
+LINES, TABLE = HERE / "results" / "multitask.jsonl", HERE / "results" / "multitask.md"
+VALUES = {
+    "advection1d": ("beta", (0.2, 0.4, 0.8, 1.0), 0.6),
+    "burgers1d": ("nu", (0.005, 0.01, 0.03, 0.05), 0.017),
+    "reaction_diffusion1d": ("nu", (0.3, 0.5, 0.8, 1.2), 0.65),
+}
+"""Parameter that varies, its values in training, and the one in between."""
+COUNTS = {"train": 40, "valid": 4, "test": 6}  # trajectories of each value
+BOTH = "all three"
+
+
+def say(text: str) -> None:
+    """A line of progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def make(folder: Path) -> dict[str, dict[str, list[str]]]:
+    """The files of every task and split, made where they are missing; `between` holds the value never trained on."""
+    from ups.data.generate import generate
+
+    found: dict[str, dict[str, list[str]]] = {}
+    for task, (name, values, between) in VALUES.items():
+        files: dict[str, list[str]] = {}
+        wanted = [(split, value, COUNTS[split]) for split in COUNTS for value in values]
+        for split, value, count in [*wanted, ("between", between, 12)]:
+            path = folder / f"{task}_{split}_{value:g}.hdf5"
+            if not path.exists():
+                say(f"making {path}")
+                seed = 100 * list(VALUES).index(task) + 10 * [*COUNTS, "between"].index(split) + len(files)
+                generate(task, path, count, seed, {name: value}, resolution=256)
+            files.setdefault(split, []).append(path.name)
+        found[task] = files
+    return found
+
+
+def train(tasks: list[str], seconds: float, seed: int, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """nrmse by task, at the values trained on and in between, of one model of these tasks."""
+    from ups.config.load import load_settings
+    from ups.config.schema import Settings
+    from ups.evaluation.evaluate import Protocol, evaluate
+    from ups.pipeline.evaluate import load_sets
+    from ups.pipeline.train import fit_closed_form, train_stage
+    from ups.pipeline.workspace import Workspace
+    from ups.terminal import LineProgress
+    from ups.training.schedule import Budget
+
+    folder = arguments.work / "multitask"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = make(folder)
+    split = {f"{name}_files": {task: files[task][name] for task in tasks} for name in COUNTS}
+    path = folder / f"{'-'.join(tasks)}.json"  # JSON is YAML
+    path.write_text(
+        json.dumps(
+            {
+                "task": tasks,
+                "seed": seed,
+                "threads": 1,
+                "runs_dir": str(folder / "runs"),
+                "data": {"root": str(folder), "split": split},
+                "training": {"clock": "process"},
+                "stages": {"codec": {"epochs": 1}, "operator": {"seconds": seconds}},
+            }
+        )
+    )
+    settings: Settings = load_settings(path)
+    workspace = Workspace(settings, LineProgress(say, every=60.0))
+    workspace.open()
+    simulator = workspace.new_simulator()
+    key = fit_closed_form(workspace, simulator)
+    train_stage(workspace, "operator", simulator, key, Budget("seconds", seconds))
+    protocol = Protocol("test", members=0)
+    between = load_sets(
+        [folder / name for task in tasks for name in files[task]["between"]], simulator.tasks, settings.data
+    )
+    scores: dict[str, dict[str, float]] = {task: {} for task in tasks}
+    for name, sets in (("seen", workspace.splits["test"]), ("between", between)):
+        found = evaluate({"ups": simulator.eval()}, sets, protocol=protocol, showcases=False)
+        for task in tasks:
+            value: Any = found.scores(task)["nrmse"].value
+            scores[task][name] = value
+    return scores
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Computes what is missing."""
+    models = {**{task: [task] for task in VALUES}, BOTH: list(VALUES)}
+    for seed in arguments.seeds:
+        for name, tasks in models.items():
+            wanted = {"model": name, "seed": seed, "seconds": arguments.seconds}
+            if any({key: line[key] for key in wanted} == wanted for line in read_lines(arguments.out)):
+                say(f"{name} {seed}: done")
+                continue
+            scores = train(tasks, arguments.seconds * len(tasks), seed, arguments)
+            append({**wanted, "nrmse": scores, "commit": commit(), "source": source_hash()}, arguments.out)
+            say(f"{name} {seed}: {scores}")
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """Draws the table."""
+    lines: dict[tuple[str, int], Line] = {(line["model"], line["seed"]): line for line in read_lines(arguments.out)}
+    rows = []
+    for task in VALUES:
+        for where in ("seen", "between"):
+            pairs = [
+                (line["nrmse"][task][where], lines[BOTH, seed]["nrmse"][task][where])
+                for (model, seed), line in lines.items()
+                if model == task and (BOTH, seed) in lines
+            ]
+            if pairs:
+                alone, shared = (median(values) for values in zip(*pairs, strict=True))
+                ratio = median(both / one for one, both in pairs)
+                rows.append(f"| {task} | {where} | {alone:.3g} | {shared:.3g} | {ratio:.2f} | {len(pairs)} |")
+    seconds = sorted({line["seconds"] for line in lines.values()})
+    text = [
+        "# One model for three equations",
+        "",
+        f"nrmse of roll-outs over test trajectories, medians of the seeds; {seconds} CPU seconds per task. `seen`: at",
+        "the values trained on; `between`: at one that training never saw. Drawn by `bench/multitask.py` from",
+        "`multitask.jsonl`.",
+        "",
+        "| task | values | a model of its own | one model of all three | ratio | seeds |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+        *rows,
+    ]
+    TABLE.write_text("\n".join(text) + "\n")
+    say(f"{TABLE}: {len(rows)} rows")
+
+
+def main() -> int:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("run", help="compute what is missing")
+    one.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    one.add_argument("--seconds", type=float, default=100.0, help="of training per task")
+    one.add_argument("--work", type=Path, default=Path("runs"), help="folder of made data and runs")
+    two = commands.add_parser("table", help="draw the table")
+    for command in (one, two):
+        command.add_argument("--out", type=Path, default=LINES, help="file of the lines")
+    arguments = parser.parse_args()
+    (run if arguments.command == "run" else table)(arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""Commands that make runs, and those that use a finished one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ups.cli.shared import LARGEST_SEED, Config, Overrides, Run, app, print_lines, settings_of, telling
+from ups.errors import SettingsError, UsageError
+from ups.terminal import grouped, table
+
+if TYPE_CHECKING:
+    from ups.pipeline.run import RunOutcome
+
+STEPS_HELP = (
+    "Do a step again, and all that come after it; may be repeated. "
+    "The steps are data, check, codec, operator, diff_residual, consistency_distill, steady_prior, baselines, "
+    "evaluate, gates and report."
+)
+
+
+class StageChoice(StrEnum):
+    """Stages that can be trained by name."""
+
+    codec = "codec"
+    operator = "operator"
+    diff_residual = "diff_residual"
+    consistency_distill = "consistency_distill"
+    steady_prior = "steady_prior"
+    all = "all"
+
+
+class SplitChoice(StrEnum):
+    """Splits that can be scored."""
+
+    train = "train"
+    valid = "valid"
+    test = "test"
+
+
+def _show(outcome: RunOutcome) -> None:
+    """Print a run's table, what is worth saying, and last its folder."""
+    from ups.runtime import world
+
+    if world().is_first:
+        print_lines([*table(outcome.table), *outcome.messages, str(outcome.run_dir)])
+
+
+@app.command()
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    force: Annotated[list[str] | None, typer.Option(metavar="STEP", help=STEPS_HELP)] = None,
+    skip_checks: Annotated[bool, typer.Option("--skip-checks", help="Do not check first.")] = False,
+) -> None:
+    """Check, train, evaluate, judge and report. Running again does only what is missing.
+
+    The last line is the run's folder. Exit code 1 says that a gate failed: the run is whole, but not the champion.
+    """
+    settings = settings_of(config, overrides)
+    from ups.pipeline.run import run_pipeline
+
+    with telling() as progress:
+        outcome = run_pipeline(settings, progress=progress, force=tuple(force or ()), skip_checks=skip_checks)
+    _show(outcome)
+    raise typer.Exit(0 if outcome.passed else 1)
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    stage: Annotated[StageChoice, typer.Option(help="The stage to train, after those it needs.")] = StageChoice.all,
+) -> None:
+    """Train one stage, or all of them, without the evaluation."""
+    settings = settings_of(config, overrides)
+    from ups.pipeline.run import train_pipeline
+
+    with telling() as progress:
+        chosen: Any = None if stage is StageChoice.all else stage.value  # the names are those of the stages
+        outcome = train_pipeline(settings, progress=progress, stage=chosen)
+    _show(outcome)
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    more: Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="Further files for --data.")] = None,
+    data: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Score these files instead.")] = None,
+    split: Annotated[SplitChoice, typer.Option(help="Split of the run's own data to score.")] = SplitChoice.test,
+) -> None:
+    """Score a trained run on a split of its data, or on other files."""
+    if more and not data:
+        raise UsageError(f"{more[0]} is not expected here; name files to score with --data")
+    from ups.pipeline.evaluate import evaluate_run
+
+    with telling() as progress:
+        rows = evaluate_run(run, (*(data or ()), *(more or ())), split.value, progress)
+    print_lines(table(rows))
+
+
+@app.command()
+def check(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the problems as JSON.")] = False,
+) -> None:
+    """Check settings, data and a dry run; list every problem."""
+    try:
+        settings = settings_of(config, overrides)
+        from ups.pipeline.run import check_pipeline
+
+        with telling() as progress:
+            problems = check_pipeline(settings, progress=progress)
+    except (SettingsError, UsageError) as error:
+        if not as_json:
+            raise
+        wrong = {"kind": "settings", "where": str(config), "remedy": "correct the settings"}
+        whats = [line.strip() for line in str(error).splitlines() if line.startswith("  ")] or [str(error)]
+        typer.echo(json.dumps([{**wrong, "what": what} for what in whats], indent=2))
+        raise typer.Exit(error.exit_code) from error
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(problem) for problem in problems], indent=2))
+    else:
+        print_lines(grouped([(problem.where, problem.what, str(problem)) for problem in problems]))
+        num = len(problems)
+        typer.echo(f"{num} problem{'s' if num != 1 else ''} found" if num else "no problems found")
+    raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
+def rollout(
+    run: Run,
+    source: Annotated[Path, typer.Argument(metavar="INPUT.h5", help="Initial frames, as PDEBench HDF5.")],
+    steps: Annotated[int, typer.Option(min=1, help="Steps to predict.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.h5", help="File to write.")],
+    points: Annotated[
+        Path | None, typer.Option(metavar="FILE.npy", help="Coordinates (N, dim) to decode at, instead of the grid.")
+    ] = None,
+    members: Annotated[int | None, typer.Option(min=1, help="Roll-outs in an ensemble of each trajectory.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the ensemble's draws.")] = 0,
+) -> None:
+    """Predict from the first frames of a file, and write it."""
+    from ups.pipeline.rollout import rollout_file
+
+    rollout_file(run, source, steps, out, points, members, seed)
+    typer.echo(str(out))
+
+
+@app.command()
+def watch(run: Run, once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False) -> None:
+    """Watch a training from its log, here or in another process."""
+    from ups.watching import watch as show
+    from ups.watching import watch_once
+
+    if once:
+        typer.echo(watch_once(run))
+    else:
+        show(run)
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write the HTML report of a run."""
+    from ups.evaluation.report import write_report
+
+    typer.echo(str(write_report(run)))
+
+
+@app.command()
+def board(
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every score of every run here, as CSV.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the leaderboard as one HTML page.")] = None,
+    runs_dir: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the runs, or the file that gates.leaderboard names.")
+    ] = Path("runs"),
+    compare: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="RUN RUN", help="Show the scores of two runs side by side.")
+    ] = None,
+) -> None:
+    """Show every run that was judged, and the champions."""
+    from ups.evaluation.board import Board
+
+    shown = Board.read(runs_dir if runs_dir.is_file() else runs_dir / "leaderboard.sqlite")
+    if compare is not None:
+        rows, note = shown.compare(*compare)
+        print_lines([*table(rows), *note])
+    elif csv is None and html is None:
+        print_lines(table(shown.rows()))
+    for path, write in ((csv, shown.write_csv), (html, shown.write_html)):
+        if path is not None:
+            write(path)
+            typer.echo(str(path))

@@ -1,0 +1,37 @@
+"""Walls are found where solutions vanish, whatever the coordinates say."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from ups.config.data import DataSettings
+from ups.data.split import load_files
+from ups.data.trajectories import TrajectorySet
+from ups.data.walls import first_cells
+
+
+def write(path: Path, first: float, size: int = 16, written: float = 0.5) -> TrajectorySet:
+    """Solutions whose first value stands `first` cells from the wall, with the coordinates of another place."""
+    rng = np.random.default_rng(0)
+    # `size` cells from wall to wall, or one more of them where both ends stand a whole cell inside.
+    x = (np.arange(size) + first) / size
+    shape = np.sin(math.pi * x)[:, None] * (x * (1 - x))[None]
+    scale = rng.uniform(0.5, 2, (12, 1, 1, 1))
+    with h5py.File(path, "w") as file:
+        file["nu"] = rng.uniform(0.1, 1.0, (12, size, size)).astype(np.float32)
+        file["tensor"] = (scale * shape).astype(np.float32)
+        for axis in "xy":
+            file[f"{axis}-coordinate"] = ((np.arange(size) + written) / size).astype(np.float32)
+        file.attrs["beta"] = 1.0
+    return load_files([path], "darcy2d", DataSettings(task="darcy2d"))
+
+
+@pytest.mark.parametrize("first", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("written", [0.0, 0.5])
+def test_the_place_of_the_first_value_is_that_of_the_solutions(tmp_path: Path, first: float, written: float) -> None:
+    assert first_cells(write(tmp_path / "d.hdf5", first, written=written)) == pytest.approx((first, first), abs=1e-4)

@@ -1,0 +1,103 @@
+"""A problem without time through the whole pipeline: one stage, scores, another resolution, prediction."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from tests.pipeline.test_run import run, train
+
+import ups
+from ups.config.load import load_settings
+from ups.data.generate import generate
+from ups.errors import UpsError, UsageError
+from ups.pipeline.evaluate import evaluate_run
+from ups.pipeline.rollout import rollout_file
+from ups.pipeline.run import check_pipeline, train_pipeline
+from ups.runtime import SilentProgress
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def darcy(tmp_path: Path) -> Path:
+    generate("darcy2d", tmp_path / "coarse.hdf5", 60, 1, {"beta": 1.0}, resolution=16)
+    generate("darcy2d", tmp_path / "fine.hdf5", 4, 2, {"beta": 1.0}, resolution=32)
+    settings = {
+        "task": "darcy2d",
+        "threads": 1,
+        "runs_dir": str(tmp_path / "runs"),
+        "data": {"root": str(tmp_path), "files": "coarse.hdf5"},
+        "prior": {"hidden_dim": 16, "depth": 1, "stem_width": 8},
+        "stages": {"steady_prior": {"steps": 60}},
+        "evaluation": {"members": 4},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(settings))
+    return path
+
+
+def test_a_steady_problem_goes_all_the_way(darcy: Path) -> None:
+    folder, root = run(darcy).run_dir, darcy.parent
+    scores = json.loads((folder / "evaluation" / "full.json").read_text())
+    ours, mean = scores["tasks"]["darcy2d"], scores["baselines"]["persistence"]["darcy2d"]
+    assert ours["nrmse"] < 0.7 * mean["nrmse"]
+    assert ours["crps"] < mean["mae"]
+    assert ours["codec_nrmse"] < 1e-5
+    assert scores["reasons"]["tasks"]["darcy2d"]["conservation_gap"]
+    assert json.loads((folder / "metadata.json").read_text())["trained"]
+    assert (folder / "report.html").is_file()
+    log = (folder / "log.jsonl").read_text()
+    run(darcy)
+    assert (folder / "log.jsonl").read_text() == log
+
+    rows = evaluate_run(folder, [root / "fine.hdf5"], "test", SilentProgress())  # another resolution, no retraining
+    assert {row["model"] for row in rows} == {"ups", "persistence"}
+
+    with h5py.File(root / "given.hdf5", "w") as file, h5py.File(root / "fine.hdf5") as fine:
+        for name in ("nu", "x-coordinate", "y-coordinate"):
+            file[name] = fine[name][:]
+        file.attrs["beta"] = 1.0
+    rollout_file(folder, root / "given.hdf5", 1, root / "solved.hdf5", None, members=3)
+    with h5py.File(root / "solved.hdf5") as file, h5py.File(root / "fine.hdf5") as fine:
+        assert file["tensor"].shape == fine["tensor"].shape
+        assert file["members"].shape == (3, 4, 1, 1, 32, 32)
+        np.testing.assert_array_equal(file["nu"][:], fine["nu"][:])
+    sim = ups.load(folder)
+    assert sim.rollout(torch.rand(2, 1, 16, 16), steps=1, params={"beta": 1.0}).shape == (2, 1, 1, 16, 16)
+    with pytest.raises(UpsError, match="steps must be 1"):
+        sim.rollout(torch.rand(2, 1, 16, 16), steps=2, params={"beta": 1.0})
+    with pytest.raises(UpsError, match="points"):
+        sim.rollout(torch.rand(2, 1, 16, 16), steps=1, points=[[0.5, 0.5]])
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("stages.operator.steps=5", "stages.operator: darcy2d has no time"),
+    ("evaluation.baselines=fno", "the one baseline of a steady problem"),
+])  # fmt: skip
+def test_what_does_not_exist_without_time_is_refused(darcy: Path, override: str, message: str) -> None:
+    with pytest.raises(UpsError, match=message):
+        run(darcy, override)
+
+
+def test_a_stage_of_other_problems_is_refused(darcy: Path) -> None:
+    with pytest.raises(UsageError, match="operator is no stage of darcy2d"):
+        train_pipeline(load_settings(darcy), progress=SilentProgress(), stage="operator")
+
+
+def test_the_same_settings_give_the_same_bits(darcy: Path) -> None:
+    weights = [
+        train(darcy, f"runs_dir={darcy.parent / name}").run_dir / "model" / "weights.safetensors" for name in "ab"
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_its_dry_run_is_checked(darcy: Path) -> None:
+    assert check_pipeline(load_settings(darcy), progress=SilentProgress()) == []
