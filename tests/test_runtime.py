@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from ups.cli import LineProgress
 from ups.errors import SettingsError
 from ups.runtime import (
     Progress,
@@ -21,7 +20,7 @@ from ups.runtime import (
     seed_everything,
     world,
 )
-from ups.terminal import RichProgress
+from ups.terminal import LineProgress, RichProgress
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import torch
 from tests.layouts import write_task
 
 from ups.config.load import load_settings
-from ups.errors import SettingsError
+from ups.pipeline.checks import ChecksFailed
 from ups.pipeline.run import train_pipeline
 from ups.runtime import SilentProgress
 from ups.training.memory import OutOfMemory
@@ -117,7 +117,7 @@ def test_a_sink_whose_package_is_missing_is_an_error_before_training(
 ) -> None:
     settings = load_settings(write_config(tmp_path), ("logging.wandb.mode=online", "logging.tensorboard=true"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SettingsError, match=r"ups\[wandb\]") as told:
+    with pytest.raises(ChecksFailed, match=r"ups\[wandb\]") as told:
         train_pipeline(settings, progress=SilentProgress())
     assert "ups[tensorboard]" in str(told.value)
     assert not list(tmp_path.rglob("log.jsonl"))
