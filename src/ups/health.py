@@ -74,6 +74,16 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def findings_of(folder: Path) -> list[Finding]:
+    """What the log of a run's folder says of its stages; nothing where there is no log.
+
+    Raises:
+        UpsError: the log cannot be read.
+    """
+    path = folder / "log.jsonl"
+    return judge(read_log(path)) if path.is_file() else []
+
+
 def by_stage(records: Sequence[Record]) -> dict[str, list[Record]]:
     """The records of every stage, stages in the order in which they began."""
     stages: dict[str, list[Record]] = {}

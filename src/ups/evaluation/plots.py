@@ -175,7 +175,7 @@ def sample_errors(errors: Mapping[str, Sequence[float | None]]) -> Markup:
 def losses(
     steps: Sequence[int], loss: Sequence[float | None], valid_steps: Sequence[int], valid: Sequence[float | None]
 ) -> Markup:
-    """Training loss, and the validation nRMSE that chooses the weights, against the optimizer's steps."""
+    """Training loss, and the validation score that chooses the weights, against the optimizer's steps."""
     with _chart("Loss against steps") as (figure, axes):
         axes.plot(steps, _gaps(loss), color=MUTED, linewidth=1.1, marker=_marker(_gaps(loss)), markersize=4)
         if valid:

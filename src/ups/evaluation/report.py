@@ -23,6 +23,7 @@ from ups.evaluation.scores import SCHEMA_VERSION
 from ups.evaluation.showcase import Showcase
 from ups.evaluation.summary import Scores, number, plain, span, with_unit
 from ups.files import write_whole
+from ups.health import findings_of
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def render(run: Run) -> str:
     environment.filters |= {"number": number, "plain": plain, "span": span}
     environment.globals |= {"with_unit": with_unit}
     page = environment.get_template("report.html.j2")
-    return page.render(run=run, scores=run.scores)
+    return page.render(run=run, scores=run.scores, findings=findings_of(run.folder))
 
 
 class Run:
