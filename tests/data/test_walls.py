@@ -35,3 +35,18 @@ def write(path: Path, first: float, size: int = 16, written: float = 0.5) -> Tra
 @pytest.mark.parametrize("written", [0.0, 0.5])
 def test_the_place_of_the_first_value_is_that_of_the_solutions(tmp_path: Path, first: float, written: float) -> None:
     assert first_cells(write(tmp_path / "d.hdf5", first, written=written)) == pytest.approx((first, first), abs=1e-4)
+
+
+@pytest.mark.parametrize(("places", "wanted"), [("both ends", 0.0), ("inside", 1.0)])
+def test_coordinates_whose_spacing_tells_the_walls_are_believed(tmp_path: Path, places: str, wanted: float) -> None:
+    x = np.linspace(0, 1, 17) if places == "both ends" else np.linspace(0, 1, 18)[1:-1]
+    shape = np.sin(math.pi * x)[:, None] * np.sin(math.pi * x)[None]
+    with h5py.File(tmp_path / "d.hdf5", "w") as file:
+        file["nu"] = np.random.default_rng(0).uniform(0.1, 1.0, (6, len(x), len(x))).astype(np.float32)
+        file["tensor"] = np.broadcast_to(shape, (6, 1, len(x), len(x))).astype(np.float32) * np.arange(
+            1, 7, dtype=np.float32
+        ).reshape(-1, 1, 1, 1)
+        file["x-coordinate"], file["y-coordinate"] = x.astype(np.float32), x.astype(np.float32)
+        file.attrs["beta"] = 1.0
+    found = first_cells(load_files([tmp_path / "d.hdf5"], "darcy2d", DataSettings(task="darcy2d")))
+    assert found == pytest.approx((wanted, wanted), abs=1e-3)

@@ -12,7 +12,7 @@ from tests.models.helpers import make_spec
 
 from ups.errors import CheckpointError, UpsError
 from ups.models.corrector import Corrector
-from ups.models.diffusion import SAMPLERS, Condition, Denoiser, DiffusionArchitecture, PointMlp, even_times, on_path
+from ups.models.diffusion import SAMPLERS, Condition, DiffusionArchitecture, PointMlp, angle, even_times, on_circle
 from ups.models.simulator import Architecture, Simulator
 from ups.models.store import adopt, load_model, save_model
 from ups.models.surrogate import Surrogate
@@ -55,14 +55,13 @@ def roll(
 
 @pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2)])
 def test_a_sampler_has_its_order(name: str, order: int) -> None:
-    # dx/dtau = x cos(tau) from 1: x = exp(sin tau)
+    # dw/dtheta = w cos(theta) from 1: w = exp(sin theta), e at the end
     errors = []
     for steps in (8, 16):
-        states = SAMPLERS[name](
-            lambda x, tau: x * math.cos(tau), torch.ones(1, 1, 1, dtype=torch.float64), even_times(steps)
-        )
+        start = torch.ones(1, 1, 1, dtype=torch.float64)
+        states = SAMPLERS[name](lambda w, tau: w * angle(tau).double().cos(), start, even_times(steps))
         assert len(states) == steps + 1
-        errors.append(abs(float(states[-2]) - math.exp(math.sin((steps - 1) / steps))))
+        errors.append(abs(float(states[-1]) - math.e))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.35)
 
 
@@ -70,28 +69,37 @@ def test_a_sampler_has_its_order(name: str, order: int) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["transformer", "mlp"])
-def test_an_untrained_flow_samples_the_gaussian_of_the_moments(architecture: str) -> None:
-    torch.manual_seed(0)
-    chosen = replace(SMALL, architecture=architecture)
-    denoiser = Denoiser({TASK: make_spec(name=TASK)}, chosen, patch=4).eval()
-    shape = (2, 1, 32)
-    mean, spread = torch.randn(shape), torch.rand(shape) + 0.2
-    condition = Condition(TASK, torch.randn(2, 2, 32), torch.zeros(2, 1), mean, spread)
-    noise = torch.randn(shape)
+@pytest.mark.parametrize("steps", [1, 5])
+def test_an_untrained_flow_samples_the_gaussian_of_the_moments(architecture: str, steps: int) -> None:
+    """Exactly, in any number of steps, and where the spread is tiny too."""
+    simulator = make_simulator(trained=False, architecture=replace(SMALL, architecture=architecture))
+    assert simulator.corrector is not None
+    mean, spread = torch.randn(2, 1, 32), torch.rand(2, 1, 32) ** 8
+    condition = Condition(TASK, torch.randn(2, 2, 32), torch.zeros(2, 2), mean, spread)
     with torch.no_grad():
-        found = SAMPLERS["heun"](lambda x, tau: denoiser.velocity(x, tau, condition), noise, even_times(128))[-1]
-    # The path of independent Gaussians, x_tau = tau mu + sqrt(tau^2 s^2 + (1 - tau)^2) eps, ends at mu + s eps.
-    torch.testing.assert_close(found, mean + spread * noise, atol=0.02, rtol=0.02)
+        found = simulator.corrector.draw(condition, torch.Generator().manual_seed(0), steps=steps)
+    noise = Corrector.noise(condition, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found, mean + spread * noise)
 
 
-def test_the_velocity_is_that_of_the_path_where_the_residual_is_known() -> None:
-    denoiser = Denoiser({TASK: make_spec(name=TASK)}, SMALL, patch=4).eval()
-    mean = torch.randn(2, 1, 32)
-    condition = Condition(TASK, torch.randn(2, 2, 32), torch.zeros(2, 1), mean, torch.full_like(mean, 1e-4))
-    noise, tau = torch.randn_like(mean), torch.tensor([0.2, 0.7])
-    with torch.no_grad():
-        found = denoiser.velocity(on_path(noise, mean, tau), tau, condition)
-    torch.testing.assert_close(found, mean - noise, atol=1e-3, rtol=1e-3)
+def test_the_circle_is_the_straight_path_at_unit_variance() -> None:
+    noise, data, tau = torch.randn(3, 1, 8), torch.randn(3, 1, 8), torch.tensor([0.0, 0.3, 1.0])
+    at = tau[:, None, None]
+    straight = (1 - at) * noise + at * data
+    torch.testing.assert_close(on_circle(noise, data, tau), straight / (at**2 + (1 - at) ** 2).sqrt())
+
+
+def test_a_student_that_knows_the_turn_lands_at_the_data_from_anywhere() -> None:
+    simulator = make_simulator()
+    assert simulator.corrector is not None
+    noise, data = torch.randn(2, 1, 32), torch.randn(2, 1, 32)
+    for tau in (0.0, 0.4, 0.9):
+        theta = float(angle(tau))
+        w = math.cos(theta) * noise + math.sin(theta) * data
+        turn = math.cos(theta) * data - math.sin(theta) * noise
+        simulator.corrector.denoiser.turn = lambda *_, turn=turn: turn  # type: ignore[method-assign]
+        condition = Condition(TASK, torch.zeros(2, 2, 32), torch.zeros(2, 2), noise, noise)
+        torch.testing.assert_close(simulator.corrector.land(w, tau, condition), data)
 
 
 def test_a_point_network_does_not_mix_cells() -> None:
@@ -182,6 +190,9 @@ def test_a_student_takes_the_place_of_its_teacher() -> None:
     condition = Condition(TASK, torch.randn(1, 2, 32), torch.zeros(1, 2), torch.zeros(1, 1, 32), torch.ones(1, 1, 32))
     x = torch.randn(1, 1, 32)
     torch.testing.assert_close(simulator.corrector.land(x, 1.0, condition), x)
+    marks = [hasattr(p, "no_muon") for p in simulator.corrector.denoiser.flow.parameters()]
+    assert [hasattr(p, "no_muon") for p in student.parameters()] == marks
+    assert any(marks)
 
 
 @pytest.mark.parametrize("student", [False, True])

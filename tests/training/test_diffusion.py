@@ -116,6 +116,21 @@ def test_micro_batches_change_neither_loss_nor_gradient() -> None:
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-6)
 
 
+def test_the_validated_distance_does_not_follow_the_schedule() -> None:
+    objective = DistillObjective(make_simulator(), AUGMENTS, DistillTerms(num_taus=(1, 4), teacher_steps=8))
+    found = []
+    for epoch in (0, 1):
+        objective.plan(epoch, 0.0)
+        with torch.no_grad():
+            found.append(objective.distance(make_batch(), torch.Generator().manual_seed(0), [0, 4]))
+    assert torch.equal(found[0], found[1])
+
+
+def test_a_task_without_a_batch_is_not_left_without_scales() -> None:
+    with pytest.raises(UpsError, match="nothing to correct"):
+        fit_scales(ResidualSteps(make_simulator(), AUGMENTS), [])
+
+
 def test_taus_follow_their_schedule() -> None:
     objective = DistillObjective(make_simulator(), AUGMENTS, DistillTerms(num_taus=(1, 4), teacher_steps=8))
     rng = torch.Generator().manual_seed(0)

@@ -17,7 +17,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ups.errors import UpsError
-from ups.models.diffusion import SAMPLERS, Condition, Denoiser, DiffusionArchitecture, even_times, on_path
+from ups.models.diffusion import (
+    SAMPLERS,
+    Condition,
+    Denoiser,
+    DiffusionArchitecture,
+    angle,
+    even_times,
+    on_circle,
+    spread,
+)
 from ups.models.emulator import TaskSpec
 from ups.models.layers import ModuleMap, full_precision
 from ups.models.step import Physics
@@ -48,17 +57,23 @@ class Corrector(nn.Module):
     Args:
         tasks: what is known of each task.
         patch: cells per token of the networks.
+        forms: how the step of each task is read: one in flux form keeps integrals, and so must what is added to it.
     """
 
-    def __init__(self, tasks: Mapping[str, TaskSpec], architecture: DiffusionArchitecture, patch: int) -> None:
+    def __init__(
+        self,
+        tasks: Mapping[str, TaskSpec],
+        architecture: DiffusionArchitecture,
+        patch: int,
+        forms: Mapping[str, str],
+    ) -> None:
         super().__init__()
         self.architecture = architecture
         self.denoiser = Denoiser(tasks, architecture, patch)
         self.student: nn.Module | None = None
         self.scales: ModuleMap[ResidualScale] = ModuleMap({task: ResidualScale(spec) for task, spec in tasks.items()})
-        # A step in flux form keeps these integrals exactly: so must what is added to it.
         self.kept = {
-            task: [channel for channel, kept in enumerate(spec.conserved) if kept and spec.form == "flux"]
+            task: [channel for channel, kept in enumerate(spec.conserved) if kept and forms[task] == "flux"]
             for task, spec in tasks.items()
         }
 
@@ -66,6 +81,8 @@ class Corrector(nn.Module):
         """A student of the flow that starts as its teacher; the one there is, if there is one."""
         if self.student is None:
             self.student = copy.deepcopy(self.denoiser.flow)
+            for taught, teacher in zip(self.student.parameters(), self.denoiser.flow.parameters(), strict=True):
+                taught.__dict__.update(teacher.__dict__)  # marks for the optimizer, which a copy leaves behind
         return self.student
 
     def widen(self, factor: float) -> None:
@@ -116,39 +133,38 @@ class Corrector(nn.Module):
         """
         noise = self.noise(condition, rng)
         if student and self.student is not None:
-            sample = self._jump(condition, noise, rng, steps or self.architecture.student_steps)
+            xi = self._jump(condition, noise, rng, steps or self.architecture.student_steps)
         else:
-            times = even_times(steps or self.architecture.sampler_steps)
-            sample = self.teach(condition, noise, times)[-1]
-        widen = self.scales[condition.task].widen
-        return condition.mean + widen * (sample - condition.mean)
+            xi = self.teach(condition, noise, even_times(steps or self.architecture.sampler_steps))[-1]
+        return condition.mean + self.scales[condition.task].widen * condition.spread * xi
 
     @staticmethod
     def noise(condition: Condition, rng: torch.Generator | None) -> Tensor:
-        """eps ~ N(0, I) of the residual's shape; the same from the same generator on any device."""
+        """eps ~ N(0, I) of the residual's shape, drawn where the generator is: a CPU's draws are the same for all."""
         like = condition.mean
-        return torch.randn(like.shape, generator=rng, dtype=like.dtype).to(like.device)
+        device = like.device if rng is None else rng.device
+        return torch.randn(like.shape, generator=rng, dtype=like.dtype, device=device).to(like.device)
 
     def teach(self, condition: Condition, noise: Tensor, times: list[float]) -> list[Tensor]:
-        """The diffusion's own path from noise at the first of `times` to the last: the state at each."""
+        """The diffusion's own path from noise at the first of `times` to the last: w at each."""
         sampler = SAMPLERS[self.architecture.sampler]
-        return sampler(lambda x, tau: self.denoiser.velocity(x, tau, condition), noise, times)
+        return sampler(lambda w, tau: self.denoiser.turn(w, tau, condition), noise, times)
 
-    def land(self, x: Tensor, tau: Tensor | float, condition: Condition) -> Tensor:
-        """Where the student's one step from x_tau ends at tau = 1."""
-        velocity = self.denoiser.velocity(x, tau, condition, self.student)
-        left = 1 - torch.as_tensor(tau, dtype=x.dtype, device=x.device).expand(len(x))
-        landed: Tensor = x + left.reshape(-1, *[1] * (x.ndim - 1)) * velocity
-        return landed
+    def land(self, w: Tensor, tau: Tensor | float, condition: Condition) -> Tensor:
+        """Where the student's one step from tau ends: xi = sin(theta) w + cos(theta) F, as on a circle."""
+        turn = self.denoiser.turn(w, tau, condition, self.student)
+        times = torch.as_tensor(tau, dtype=w.dtype, device=w.device).expand(len(w))
+        theta = spread(angle(times), w)
+        return theta.sin() * w + theta.cos() * turn
 
     def _jump(self, condition: Condition, noise: Tensor, rng: torch.Generator | None, steps: int) -> Tensor:
         """Multi-step consistency sampling: land, go back to the next tau with fresh noise, land again."""
-        x, times = noise, even_times(steps)
-        for start, stop in pairwise(times):
-            x = self.land(x, start, condition)
+        w = noise
+        for start, stop in pairwise(even_times(steps)):
+            w = self.land(w, start, condition)
             if stop < 1:
-                x = on_path(self.noise(condition, rng), x, x.new_full((len(x),), stop))
-        return x
+                w = on_circle(self.noise(condition, rng), w, w.new_full((len(w),), stop))
+        return w
 
     def correct(
         self,
@@ -182,24 +198,24 @@ class Corrector(nn.Module):
 
     @torch.no_grad()
     def fit(self, task: str, physics: Physics, steps: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
-        """Sets the scales from steps of the operator: batches of normalised (context, prediction, truth).
+        """Sets the scales from steps of the operator: batches of normalised (context, prediction, truth), read once.
 
         Raises:
-            UpsError: the operator makes no error that could be learned.
+            UpsError: there are none, or the operator makes no error that could be learned.
         """
-        residual, change, batches = torch.zeros(()), torch.zeros(()), 0
         scale = self.scales[task]
         scale.residual.fill_(1.0)
         scale.change.fill_(1.0)
         channels = len(scale.residual)
+        sums, batches = torch.zeros(2, channels, device=scale.residual.device), 0
         for u_hat, u_next, truth in steps:
             given, mean = self.see(task, physics, u_hat, u_next)
             over = [0, *range(2, given.ndim)]
-            residual = residual + self.residual(task, physics, truth, u_next, mean).square().mean(over)
-            change = change + given[:, -channels:].square().mean(over)
+            residual = self.residual(task, physics, truth, u_next, mean)
+            sums += torch.stack([residual.square().mean(over), given[:, -channels:].square().mean(over)])
             batches += 1
-        if batches == 0 or not bool((residual > 0).all()):
+        if batches == 0 or not bool((sums[0] > 0).all()):
             raise UpsError(f"{task}: the operator makes no error on its training frames: there is nothing to correct")
-        tiny = torch.finfo(torch.float32).tiny
-        scale.residual.copy_((residual / batches).sqrt().clamp_min(tiny).reshape(scale.residual.shape))
-        scale.change.copy_((change / batches).sqrt().clamp_min(tiny).reshape(scale.change.shape))
+        sizes = (sums / batches).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+        scale.residual.copy_(sizes[0].reshape(scale.residual.shape))
+        scale.change.copy_(sizes[1].reshape(scale.change.shape))

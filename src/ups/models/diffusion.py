@@ -1,21 +1,23 @@
 """The generative model of what the operator leaves over: conditional flow matching on its normalised residual.
 
-    r = (u_{t+dt} - G(u_t)) / sigma,      x_tau = (1 - tau) eps + tau r,      v = dx_tau / dtau = r - eps
+    r = (u_{t+dt} - G(u_t)) / sigma,    xi = (r - mu) / s,    x_tau = (1 - tau) eps + tau xi,    v = xi - eps
 
 with eps ~ N(0, I) and sigma the residual's root mean square per field over the train split. Two networks share the
-work. One gives mean and spread of r at every point, mu and s, from (u_t, G(u_t), dt, params). The other learns what of
-the velocity is not that of independent Gaussians with these moments,
+work: one gives mean and spread of r at every point, mu and s, from (u_t, G(u_t), dt, params), so that quiet regions
+stay quiet; the other learns the flow of what is left, correlations in space and the shape of the distribution.
 
-    v = mu + a y + b F(c y, tau, ...),    y = x_tau - tau mu,    c = (tau^2 s^2 + (1 - tau)^2)^(-1/2),
-    a = (tau s^2 - (1 - tau)) c^2,        b = s c,
+The flow is learned and integrated on the circle on which x_tau has unit variance,
 
-so that F = 0 samples N(mu, s^2), F's input and target have unit variance at every tau, and quiet regions stay quiet: F
-has to learn correlations in space and the shape of the distribution alone. Path, sampler and denoiser are three small
-things.
+    w = x_tau / sqrt(tau^2 + (1 - tau)^2) = cos(theta) eps + sin(theta) xi,    theta = atan2(tau, 1 - tau),
+    dw / dtheta = cos(theta) xi - sin(theta) eps,  which is  F(w, tau, ...),
+
+so that F = 0 samples N(mu, s^2) exactly in any number of steps, and input and target of F have unit variance at every
+tau. Path, sampler and denoiser are three small things.
 
 References:
     Lipman et al. 2023, Flow Matching for Generative Modeling. Liu et al. 2023, Flow Straight and Fast.
-    Karras et al. 2022, Elucidating the Design Space of Diffusion-Based Generative Models (preconditioning).
+    Karras et al. 2022, Elucidating the Design Space of Diffusion-Based Generative Models (preconditioning). Albergo and
+    Vanden-Eijnden 2023, Building Normalizing Flows with Stochastic Interpolants (the circle).
     Mardani et al. 2025, Residual corrective diffusion modeling (a regressed mean, and a diffusion of what is left).
 """
 
@@ -38,17 +40,23 @@ from ups.models.operator import LatentOperator
 WAVES = 8  # cosines by which a network is told tau
 LOG_SPREAD = (-8.0, 3.0)  # bounds of log s
 
-Velocity = Callable[[Float[Tensor, "batch channel *grid"], float], Tensor]
-"""(x_tau, tau) -> dx_tau / dtau."""
+Turn = Callable[[Float[Tensor, "batch channel *grid"], float], Tensor]
+"""(w, tau) -> dw / dtheta."""
 
 
 # --- path ------------------------------------------------------------------------------------------------------------
 
 
-def on_path(noise: Tensor, data: Tensor, tau: Float[Tensor, " batch"]) -> Tensor:
-    """x_tau = (1 - tau) noise + tau data."""
-    tau = spread(tau, data)
-    return (1 - tau) * noise + tau * data
+def angle(tau: Tensor | float) -> Tensor:
+    """theta = atan2(tau, 1 - tau): 0 at noise, pi / 2 at data."""
+    tau = torch.as_tensor(tau)
+    return torch.atan2(tau, 1 - tau)
+
+
+def on_circle(noise: Tensor, data: Tensor, tau: Float[Tensor, " batch"]) -> Tensor:
+    """w = cos(theta) noise + sin(theta) data."""
+    theta = spread(angle(tau), data)
+    return theta.cos() * noise + theta.sin() * data
 
 
 def spread(values: Float[Tensor, " batch"], like: Tensor) -> Tensor:
@@ -59,34 +67,32 @@ def spread(values: Float[Tensor, " batch"], like: Tensor) -> Tensor:
 # --- sampler ---------------------------------------------------------------------------------------------------------
 
 
-def heun(velocity: Velocity, x: Tensor, times: Sequence[float]) -> list[Tensor]:
-    """States at `times` of dx/dtau = v, second order; two evaluations per step, one in a step that ends at 1.
+def heun(turn: Turn, w: Tensor, times: Sequence[float]) -> list[Tensor]:
+    """States at `times` of dw / dtheta = turn(w, tau), second order; two evaluations per step.
 
     Args:
-        x: state at the first time.
-        times: increasing, within [0, 1].
+        w: state at the first time.
+        times: values of tau, increasing, within [0, 1].
     """
-    states = [x]
+    states = [w]
     for start, stop in pairwise(times):
-        slope = velocity(x, start)
-        guess = x + (stop - start) * slope
-        if stop < 1:
-            guess = x + 0.5 * (stop - start) * (slope + velocity(guess, stop))
-        x = guess
-        states.append(x)
+        step = float(angle(stop) - angle(start))
+        slope = turn(w, start)
+        w = w + 0.5 * step * (slope + turn(w + step * slope, stop))
+        states.append(w)
     return states
 
 
-def euler(velocity: Velocity, x: Tensor, times: Sequence[float]) -> list[Tensor]:
+def euler(turn: Turn, w: Tensor, times: Sequence[float]) -> list[Tensor]:
     """As `heun`, first order; one evaluation per step."""
-    states = [x]
+    states = [w]
     for start, stop in pairwise(times):
-        x = x + (stop - start) * velocity(x, start)
-        states.append(x)
+        w = w + float(angle(stop) - angle(start)) * turn(w, start)
+        states.append(w)
     return states
 
 
-SAMPLERS: dict[str, Callable[[Velocity, Tensor, Sequence[float]], list[Tensor]]] = {"heun": heun, "euler": euler}
+SAMPLERS: dict[str, Callable[[Turn, Tensor, Sequence[float]], list[Tensor]]] = {"heun": heun, "euler": euler}
 
 
 def even_times(steps: int) -> list[float]:
@@ -177,7 +183,7 @@ class Condition:
 
 
 class Denoiser(nn.Module):
-    """Moments and velocity of normalised residuals, for tasks of the same number of dimensions.
+    """Moments and flow of normalised residuals, for tasks of the same number of dimensions.
 
     Args:
         tasks: what is known of each task.
@@ -213,33 +219,23 @@ class Denoiser(nn.Module):
         mean, log_spread = found.split(self.fields[task], dim=1)
         return Condition(task, given, features, mean, log_spread.clamp(*LOG_SPREAD).exp())
 
-    def velocity(
+    def turn(
         self,
-        x: Float[Tensor, "batch channel *grid"],
+        w: Float[Tensor, "batch channel *grid"],
         tau: Float[Tensor, " batch"] | float,
         condition: Condition,
         flow: nn.Module | None = None,
     ) -> Float[Tensor, "batch channel *grid"]:
-        """dx / dtau at x_tau, by `flow` where it is given instead of the denoiser's own F."""
-        times = torch.as_tensor(tau, dtype=x.dtype, device=x.device).expand(len(x))
-        at, s = spread(times, x), condition.spread
-        off = x - at * condition.mean
-        scale = (at.square() * s.square() + (1 - at).square()).rsqrt()
+        """dw / dtheta = F at tau, by `flow` where it is given instead of the denoiser's own network."""
+        times = torch.as_tensor(tau, dtype=w.dtype, device=w.device).expand(len(w))
         network = self.flow if flow is None else flow
-        found = network(
-            torch.cat([condition.given, scale * off, s.log()], dim=1),
+        found: Tensor = network(
+            torch.cat([condition.given, w, condition.spread.log()], dim=1),
             torch.cat([condition.features, waves(times)], dim=1),
             condition.task,
             self.periodic[condition.task],
         )
-        drift = (at * s.square() - (1 - at)) * scale.square()
-        velocity: Tensor = condition.mean + drift * off + s * scale * found.to(x.dtype)
-        return velocity
-
-    def weight(self, tau: Float[Tensor, " batch"], condition: Condition) -> Float[Tensor, "batch channel *grid"]:
-        """What squared errors of the velocity are multiplied by to be those of F: 1 / b^2."""
-        at, s = spread(tau, condition.spread), condition.spread
-        return at.square() + ((1 - at) / s).square()
+        return found.to(w.dtype)
 
 
 def waves(tau: Float[Tensor, " batch"]) -> Float[Tensor, "batch wave"]:

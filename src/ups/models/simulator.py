@@ -105,7 +105,8 @@ class Simulator(StepEmulator):
 
     def add_corrector(self, architecture: DiffusionArchitecture) -> Corrector:
         """An untrained residual diffusion of this operator; it takes the place of another one."""
-        self.corrector = Corrector(self.tasks, architecture, self.architecture.patch)
+        forms = {task: self.architecture.form or spec.form for task, spec in self.tasks.items()}
+        self.corrector = Corrector(self.tasks, architecture, self.architecture.patch, forms)
         return self.corrector
 
     # --- codec -------------------------------------------------------------------------------------------------------

@@ -65,8 +65,11 @@ class ErrorModel(nn.Module):
         """Takes errors divided by their expected sizes into the running spectrum."""
         for axis, share in enumerate(shares, start=2):
             noise = torch.tensordot(noise, self._waves(share, axis - 2).T / len(share), dims=([2], [0]))
-        self.seen += 1
-        self.power.lerp_(noise.square().mean(0), float(torch.maximum(1 / self.seen, self.seen.new_tensor(FORGET))))
+        power = noise.square().mean(0)
+        good = torch.isfinite(power).all()  # the step of a batch that is not finite is skipped, and so is what it shows
+        self.seen += good
+        share = torch.maximum(1 / self.seen.clamp_min(1), self.seen.new_tensor(FORGET))
+        self.power.copy_(torch.where(good, torch.lerp(self.power, power, share), self.power))
 
     def noise(self, members: int, batch: int, shares: tuple[Tensor, ...], rng: torch.Generator | None) -> Tensor:
         """(members, batch, channel, *grid) of unit variance; the same draw is the same function on any lattice."""

@@ -78,9 +78,6 @@ def run_plan(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
     sinks = open_sinks(settings, workspace.run_dir)
     monitor = Monitor(plan.name, sinks, per_task=training.log_per_task_metrics)
     module.train()
-    if plan.begin is not None:
-        with closing(make_loader(workspace, plan.batch_size)) as loader:
-            plan.begin(loader)
     with (
         closing(make_loader(workspace, plan.batch_size, plan.focus, plan.latents)) as loader,
         closing(monitor),
@@ -91,6 +88,9 @@ def run_plan(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
             remedies=memory_remedies(settings, plan.batch_size),
         ),
     ):
+        if plan.begin is not None:
+            with closing(make_loader(workspace, plan.batch_size)) as first:
+                plan.begin(first)
         outcome = fit(
             plan.objective,
             loader,
@@ -107,8 +107,8 @@ def run_plan(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
             seed=settings.seed,
             refocus=None if plan.focus is None else plan.focus.by_error,
         )
-    if plan.finish is not None:
-        plan.finish()
+        if plan.finish is not None:
+            plan.finish()
     save_model(plan.emulator, folder)
     notes: dict[str, Any] = {
         "steps": outcome.steps,

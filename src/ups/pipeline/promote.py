@@ -97,14 +97,20 @@ def current_hashes(run_dir: Path, data_hash: str) -> dict[str, str]:
     if (run_dir / "config.yaml").is_file():
         settings = load_settings(run_dir / "config.yaml")
         found["config"] = digest(training_hash(settings), resolved(settings)["evaluation"])
-    parts = [run_dir / "model" / name for name in (WEIGHTS, CONFIG)]
-    if all(part.is_file() for part in parts):
-        found["model"] = digest([_sha256(part) for part in parts])
+    model = model_hash(run_dir)
+    if model is not None:
+        found["model"] = model
     for name, scope in (("small evaluation", "small"), ("evaluation", "full")):
         path = run_dir / "evaluation" / f"{scope}.json"
         if path.is_file():
             found[name] = _sha256(path)
     return found
+
+
+def model_hash(run_dir: Path) -> str | None:
+    """Hash of a run's trained model; None where there is none."""
+    parts = [run_dir / "model" / name for name in (WEIGHTS, CONFIG)]
+    return digest([_sha256(part) for part in parts]) if all(part.is_file() for part in parts) else None
 
 
 def _sha256(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -28,6 +29,7 @@ from ups.pipeline.records import digest
 from ups.pipeline.workspace import Workspace
 from ups.training.diffusion import DiffusionObjective, DistillObjective, fit_scales
 from ups.training.focus import Focus
+from ups.training.monitor import DivergedError
 from ups.training.pairs import fit_pairs
 from ups.training.prior import SteadyPriorObjective
 from ups.training.prior import calibrate as calibrate_prior
@@ -141,7 +143,7 @@ def train_stage(
     choices = resolved(settings)
     key = digest(before, stage, choices["stages"][stage], choices["training"], choices["optimizer"], settings.seed)
     if stage in ("diff_residual", "consistency_distill"):
-        key = digest(key, choices["diffusion"])
+        key = digest(key, choices["diffusion"], choices["evaluation"]["corrector_every"])
     folder = workspace.run_dir / "checkpoints" / stage / "model"
     if workspace.records.done(stage, key, folder):
         adopt(simulator, folder)
@@ -169,12 +171,19 @@ def train_stage(
     if isinstance(objective, DiffusionObjective):
         plan = replace(
             plan,
-            begin=lambda loader: fit_scales(objective.steps, islice(loader, SCALE_BATCHES)),
+            begin=lambda loader: fit_scales(
+                objective.steps, (batch.to(workspace.device) for batch in islice(loader, SCALE_BATCHES))
+            ),
             finish=lambda: calibrate(workspace, simulator),
         )
     if isinstance(objective, DistillObjective):
         distance = DistanceToTeacher(workspace, objective)
-        plan = replace(plan, validate=distance, target=settings.stages.consistency_distill.target_loss)
+        plan = replace(
+            plan,
+            validate=distance,
+            target=settings.stages.consistency_distill.target_loss,
+            finish=lambda: calibrate(workspace, simulator),
+        )
     run_plan(workspace, plan, folder)
     return key
 
@@ -262,23 +271,29 @@ def calibrate(workspace: Workspace, simulator: Simulator) -> None:
         simulator.corrector.widen(widen)
         found[widen] = ensemble_error(workspace, simulator, *CALIBRATION)
     best = min(found, key=lambda widen: found[widen])
+    if not math.isfinite(found[best]):
+        raise DivergedError(
+            "every validation ensemble diverged; train the residual diffusion longer, or lower its rate"
+        )
     simulator.corrector.widen(best)
-    workspace.progress.say(f"diff_residual: samples spread {best:g} times as far as trained, by validation ensembles")
+    workspace.progress.say(f"samples spread {best:g} times as far as trained, by validation ensembles")
 
 
 class DistanceToTeacher:
-    """How far from the teacher's samples the student lands, on a few validation batches and the same noise always."""
+    """How far from its teacher's samples the student lands: a few validation batches, the same places and noise."""
 
     def __init__(self, workspace: Workspace, objective: DistillObjective) -> None:
         self.workspace, self.objective = workspace, objective
+        self.places = sorted({0, objective.terms.teacher_steps // 2})  # those that two jumps land from
 
     @torch.no_grad()
     def __call__(self) -> float:
-        workspace, rng = self.workspace, torch.Generator().manual_seed(0)
+        workspace = self.workspace
+        rng = torch.Generator(workspace.device).manual_seed(0)
         batch_size, context = workspace.batch_size("consistency_distill"), workspace.settings.data.context
         total = torch.zeros(())
         with WindowLoader(workspace.splits["valid"], batch_size, context, 1, 0) as loader:
             batches = list(islice(loader, DISTANCE_BATCHES))
         for batch in batches:
-            total += self.objective(batch.to(workspace.device), rng)[0].cpu()
+            total += self.objective.distance(batch.to(workspace.device), rng, self.places).cpu()
         return float(total / len(batches))

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ups.data.augment import Augment
 from ups.data.fields import Batch
 from ups.errors import UpsError
-from ups.models.diffusion import Condition, even_times, on_path, spread
+from ups.models.diffusion import Condition, angle, even_times, on_circle, spread
 from ups.models.layers import full_precision
 from ups.models.simulator import Simulator
 from ups.training.losses import relative_l2, spectral_loss
@@ -35,9 +35,9 @@ def tau_distribution(text: str) -> Draw:
         UpsError: the text names none of them.
     """
     if text == "uniform":
-        return lambda num, rng: torch.rand(num, generator=rng)
+        return lambda num, rng: torch.rand(num, generator=rng, device=rng.device)
     if text == "logit_normal":
-        return lambda num, rng: torch.randn(num, generator=rng).sigmoid()
+        return lambda num, rng: torch.randn(num, generator=rng, device=rng.device).sigmoid()
     found = re.fullmatch(r"beta\(\s*([0-9.]+)\s*,\s*([0-9.]+)\s*\)", text)
     if found is None or min(map(float, found.groups())) <= 0:
         raise UpsError(
@@ -46,7 +46,7 @@ def tau_distribution(text: str) -> Draw:
     shapes = torch.tensor([float(value) for value in found.groups()])
 
     def draw(num: int, rng: torch.Generator) -> Tensor:
-        gamma = torch._standard_gamma(shapes.expand(num, 2).contiguous(), generator=rng)
+        gamma = torch._standard_gamma(shapes.to(rng.device).expand(num, 2).contiguous(), generator=rng)
         return gamma[:, 0] / gamma.sum(1)
 
     return draw
@@ -67,16 +67,21 @@ class ResidualSteps:
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Normalised context, prediction and truth, and the features of the step."""
+        """Normalised context, prediction and truth, and the features of a step, as a roll-out meets them."""
         simulator, task = self.simulator, batch.task
-        normalizer = simulator.normalizers[task]
-        u = normalizer(batch.frames)
-        context = u[:, : batch.context]
-        z = simulator.encode(batch.inputs, task=task)
-        z_next = simulator.advance(z, task=task, dt=batch.dt, params=batch.params)
-        with full_precision(u):
-            u_next = simulator.codecs[task].decode(z_next)
-        return context, u_next, u[:, batch.context], normalizer.features(batch.dt, batch.params)
+        normalizer, seen = simulator.normalizers[task], []
+
+        def note(u_hat: Tensor, u_next: Tensor) -> Tensor:
+            seen.append((u_hat, u_next))
+            return u_next
+
+        z = simulator.encode(batch.frames[:, : batch.context + 1], task=task)
+        simulator.advance(z[:, : batch.context], task=task, dt=batch.dt, params=batch.params, correct=note)
+        (context, u_next), codec = seen[0], simulator.codecs[task]
+        with full_precision(u_next):  # what a lossy codec cannot hold is not the corrector's to add
+            held = codec.decode(z[:, batch.context])
+        truth = normalizer(batch.targets[:, 0]) if codec.lossless else held
+        return context, u_next, truth, normalizer.features(batch.dt, batch.params)
 
     def of(self, batch: Batch, rng: torch.Generator) -> tuple[Condition, Tensor, Tensor]:
         """Condition and residual r of an augmented batch, and sigma r = 0 as a field: the operator's prediction."""
@@ -101,8 +106,10 @@ class DiffusionTerms:
 class DiffusionObjective:
     """Conditional flow matching of the normalised residual (see `ups.models.diffusion`).
 
-    L = mean (mu - r)^2 + mean [(r - mu)^2 / (2 s^2) + log s] + mean (v - (r - eps))^2 / b^2
-        + lambda_spectral spectral(u^, u) + lambda_relative relL2(u^, u),    u^ = G(u_t) + sigma (x_tau + (1 - tau) v)
+    L = mean (mu - r)^2 + mean [(r - mu)^2 / (2 s^2) + log s] + mean (F - (cos(theta) xi - sin(theta) eps))^2
+        + lambda_spectral spectral(u^, u) + lambda_relative relL2(u^, u),    u^ = G(u_t) + sigma (mu + s xi^),
+
+    xi^ = sin(theta) w + cos(theta) F. Up to a factor of tau alone, the third term is mean (v - (xi - eps))^2.
 
     The second term trains s alone (mu is held), the third the flow alone (mu and s are held).
     """
@@ -128,21 +135,22 @@ class DiffusionObjective:
         condition, residual, seen = self.steps.of(batch, rng)
         denoiser = self.corrector.denoiser
         off = residual - condition.mean
-        tau = self.taus(len(residual), rng).to(residual.device)
-        noise = self.corrector.noise(condition, rng)
-        x = on_path(noise, residual, tau)
         held = Condition(
             condition.task, condition.given, condition.features, condition.mean.detach(), condition.spread.detach()
         )
-        velocity = denoiser.velocity(x, tau, held)
+        xi = (residual - held.mean) / held.spread
+        tau = self.taus(len(residual), rng).to(residual.device)
+        noise, theta = self.corrector.noise(condition, rng), spread(angle(tau), residual)
+        w = on_circle(noise, xi, tau)
+        turn = denoiser.turn(w, tau, held)
         losses = {
             "mean": off.square().mean(),
             "spread": ((off.detach() / condition.spread).square() / 2 + condition.spread.log()).mean(),
-            "flow": (denoiser.weight(tau, held) * (velocity - (residual - noise)).square()).mean(),
+            "flow": (turn - (theta.cos() * xi - theta.sin() * noise)).square().mean(),
         }
         if self.terms.spectral or self.terms.relative:
             sigma = self.corrector.scales[batch.task].residual
-            landed = seen + sigma * (x + spread(1 - tau, x) * velocity)
+            landed = seen + sigma * (held.mean + held.spread * (theta.sin() * w + theta.cos() * turn))
             truth = seen + sigma * residual
             if self.terms.spectral:
                 losses["spectral"] = self.terms.spectral * spectral_loss(landed, truth)
@@ -168,11 +176,11 @@ class DistillTerms:
 
 
 class DistillObjective:
-    """One step of the student from x_tau must land where the frozen teacher's path from x_tau lands.
+    """One step of the student from a place on the frozen teacher's path must land where that path ends.
 
-    L = mean over taus of |land(x_tau, tau) - x_1|^2 / s^2
+    L = mean over taus of |land(w_tau, tau) - xi|^2
 
-    with x_tau the teacher's own states between noise and sample. Operator and teacher run once per batch and without a
+    with w_tau the teacher's own states between noise and sample. Operator and teacher run once per batch and without a
     graph; the student's gradients are summed over micro-batches.
 
     (Luhman and Luhman 2021, Knowledge Distillation in Iterative Generative Models. Song et al. 2023, Consistency
@@ -191,11 +199,15 @@ class DistillObjective:
         return 1
 
     def __call__(self, batch: Batch, rng: torch.Generator) -> tuple[Scalar, Metrics]:
+        total = self.distance(batch, rng, self._starts(rng))
+        return total, {"distance": total.detach()}
+
+    def distance(self, batch: Batch, rng: torch.Generator, starts: list[int]) -> Scalar:
+        """L from these places on the teacher's path, by their number."""
         times = even_times(self.terms.teacher_steps)
         with torch.no_grad():
             condition, _, _ = self.steps.of(batch, rng)
             path = self.corrector.teach(condition, self.corrector.noise(condition, rng), times)
-        starts = self._starts(rng)
         total = torch.zeros((), device=path[-1].device)
         size, step = len(path[-1]), self.terms.micro_batch
         for low in range(0, size, step):
@@ -203,33 +215,32 @@ class DistillObjective:
             targets = [(path[place][rows], times[place], path[-1][rows]) for place in starts]
             part = condition.part(rows)
             # Of all micro-batches, only one's graph is held at a time: it is made again when its gradient is taken.
-            loss = (
-                checkpoint(self._miss, targets, part, use_reentrant=False) if size > step else self._miss(targets, part)
-            )
+            held = size > step and torch.is_grad_enabled()
+            loss = checkpoint(self._miss, targets, part, use_reentrant=False) if held else self._miss(targets, part)
             total = total + loss * (len(part.spread) / size)
-        return total, {"distance": total.detach()}
+        return total
 
     def _starts(self, rng: torch.Generator) -> list[int]:
         """Places on the path to land from: pure noise always, the others at random."""
         schedule = self.terms.num_taus
         num = min(schedule[min(self.epoch, len(schedule) - 1)], self.terms.teacher_steps)
-        others = 1 + torch.randperm(self.terms.teacher_steps - 1, generator=rng)[: num - 1]
+        others = 1 + torch.randperm(self.terms.teacher_steps - 1, generator=rng, device=rng.device)[: num - 1]
         return [0, *others.tolist()]
 
     def _miss(self, targets: list[tuple[Tensor, float, Tensor]], condition: Condition) -> Tensor:
-        """Mean over (x_tau, tau, x_1) of how far from x_1 the student lands, in spreads, squared."""
-        far = [(self.corrector.land(x, tau, condition) - end) / condition.spread for x, tau, end in targets]
+        """Mean over (w, tau, xi) of how far from xi the student lands, squared."""
+        far = [self.corrector.land(w, tau, condition) - end for w, tau, end in targets]
         return torch.stack([one.square().mean() for one in far]).mean()
 
 
 def fit_scales(steps: ResidualSteps, batches: Iterable[Batch]) -> None:
-    """Sets the corrector's scales from the operator's steps on some train batches, of every task.
+    """Sets the corrector's scales from the operator's steps on some train batches.
 
     Raises:
-        UpsError: the operator makes no error that could be learned.
+        UpsError: the operator makes no error that could be learned, or a task has no batch among them.
     """
-    by_task: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+    by_task: dict[str, list[Batch]] = {task: [] for task in steps.corrector.scales}
     for batch in batches:
-        by_task.setdefault(batch.task, []).append(steps.predict(batch)[:3])
+        by_task[batch.task].append(batch)
     for task, found in by_task.items():
-        steps.corrector.fit(task, steps.simulator.physics[task], found)
+        steps.corrector.fit(task, steps.simulator.physics[task], (steps.predict(batch)[:3] for batch in found))
