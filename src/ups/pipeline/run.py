@@ -17,7 +17,7 @@ from ups.models.emulator import Emulator
 from ups.pipeline.baselines import train_baseline
 from ups.pipeline.checks import ChecksFailed, Problem, find_all_problems
 from ups.pipeline.judge import Row, evaluate_in_steps, read_table
-from ups.pipeline.promote import decide, leaderboard_of, model_hash
+from ups.pipeline.promote import decide, leaderboard_of
 from ups.pipeline.records import digest
 from ups.pipeline.tracking import publish
 from ups.pipeline.train import STAGES, train_stages
@@ -53,7 +53,8 @@ def run_pipeline(
     for name in settings.evaluation.baselines:
         emulators[name] = train_baseline(workspace, name)
     trained = [workspace.records.key(name) for name in (*STAGES, *(f"baselines-{name}" for name in emulators))]
-    key = digest(trained, model_hash(workspace.run_dir), resolved(settings)["evaluation"], workspace.data_hash)
+    when = [workspace.records.note(name, "finished_at", None) for name in STAGES]  # trained again is another model
+    key = digest(trained, when, resolved(settings)["evaluation"], workspace.data_hash)
     small = evaluate_in_steps(workspace, emulators, key)
     board = leaderboard_of(settings)
     decision = decide(workspace.run_dir, workspace.records, workspace.data_hash, settings.gates, board, small)
