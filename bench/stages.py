@@ -125,6 +125,7 @@ def row_of(lines: list[Line]) -> dict[str, str]:
             [line["teacher"]["ensemble_wall_clock"] / line["student"]["ensemble_wall_clock"] for line in lines]
         ),
         "seeds": str(len(lines)),
+        "commits": ", ".join(sorted({line["commit"] or "unknown" for line in lines})),
     }
 
 
@@ -145,7 +146,8 @@ def table(arguments: argparse.Namespace) -> None:
         "the seeds. `seconds` are CPU seconds of one thread of operator / residual diffusion / distillation.",
         "`mean / operator`: nrmse of the mean of 16 members over that of the operator alone. `CRPS / error`: CRPS of",
         "the ensemble over the mean absolute error of the operator. The teacher takes 16 steps of Heun's method, the",
-        "student 2. Made test files (ks) go on for twice the training horizon. Drawn by",
+        "student 2. Made test files (ks) go on for twice the training horizon. Lines",
+        "of a commit before 831f8fd are of another sampler, which shrank small spreads. Drawn by",
         "`bench/stages.py` from `stages.jsonl`.",
         "",
         "| " + " | ".join(rows[0]) + " |",

@@ -44,8 +44,8 @@ class GateRatios(Group):
     ece: RatioLimit = "auto"
     """Calibration of the ensemble."""
     wall_clock: RatioLimit = "auto"
-    """Times of two runs on one machine differ by some per cent; of different machines they are not compared, which
-    fails."""
+    """Times of two runs on one machine differ, and far more where other programs run: at 1, an equally fast run fails
+    about half the time. Of different machines they are not compared, which fails."""
 
 
 class GateSettings(Group):

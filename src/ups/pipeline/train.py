@@ -48,7 +48,7 @@ FINER = 1.2  # and then by so much more or less
 
 
 def train_stages(workspace: Workspace, upto: StageName | None = None) -> Emulator:
-    """Trains the stages that are not done yet, in order; after the last of all, the result is in `model/`.
+    """Trains the stages that are not done yet, in order; after the last that has a budget, the result is in `model/`.
 
     Args:
         upto: the last stage to train; None trains all.
@@ -67,7 +67,8 @@ def train_stages(workspace: Workspace, upto: StageName | None = None) -> Emulato
         if workspace.settings.stage(stage).skipped:
             continue
         key = train_stage(workspace, stage, simulator, key)
-    if upto is None or upto == "consistency_distill":
+    with_budget = [stage for stage in stages_of(workspace) if not workspace.settings.stage(stage).skipped]
+    if with_budget[-1] in stages:
         save_model(simulator.requires_grad_(True), workspace.run_dir / "model")
     return simulator.eval()
 
@@ -225,7 +226,7 @@ def encode_frames(simulator: Simulator, task: str, frames: Tensor) -> Tensor:
 
 
 def validation_of(workspace: Workspace, stage: str, emulator: Emulator) -> Callable[[], float]:
-    """What a stage's weights are chosen by: reconstruction for the codec, the roll-out's nrmse for all else."""
+    """What a stage's weights are chosen by: reconstruction, an ensemble's CRPS for `diff_residual`, else a nrmse."""
     scope, valid = workspace.settings.evaluation.small, workspace.splits["valid"]
     if not all(part.num for part in valid.values()):
         raise DataError("no validation trajectories: raise data.split.valid, or name data.split.valid_files")
