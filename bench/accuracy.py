@@ -2,11 +2,13 @@
 
     python bench/accuracy.py run --tasks burgers advection --models ups fno --seconds 200 --seeds 0 1 2 --data FOLDER
     python bench/accuracy.py search --task burgers --model fno --seconds 45 --data FOLDER
+    python bench/accuracy.py solvers --tasks burgers ks --data FOLDER
     python bench/accuracy.py table
     python bench/accuracy.py stale
 
 `run` computes the cells (task, model, seconds, seed) that are missing, one by one, and appends a JSON line for each to
-bench/results/accuracy/TASK.jsonl; several processes may run side by side. `table` draws bench/results/accuracy.md and
+bench/results/accuracy/TASK.jsonl; several processes may run side by side. `solvers` times the reference solver on every
+grid, for the speed-up at equal error; on a quiet machine. `table` draws bench/results/accuracy.md and
 .png from the lines. Seconds are of this process's CPU time on one thread, of fitting and training alone; on a GPU, of
 the wall clock.
 """
@@ -70,6 +72,20 @@ def run(arguments: argparse.Namespace) -> None:
             say(f"{cell.slug}: nrmse {line['nrmse']}, validation {line.get('valid_nrmse')}")
 
 
+def solvers(arguments: argparse.Namespace) -> None:
+    """Times the reference solver of each task."""
+    from accuracy_bench.cells import Places
+    from accuracy_bench.solvers import LINES, measure
+
+    places = Places(arguments.data, arguments.work / "data", arguments.work / "cells")
+    code = {"commit": commit(), "source": source_hash()}
+    for task in arguments.tasks:
+        line = measure(task, places, say, code=code)
+        append(line, arguments.results / LINES)
+        finest = line["solver"][-1]
+        say(f"{task}: {line['ups_seconds']:.3g} s; solver at {finest['resolution']} points {finest['nrmse']}")
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,12 +109,14 @@ def parse() -> argparse.Namespace:
     other.add_argument("--task", required=True)
     other.add_argument("--model", required=True)
     other.add_argument("--seconds", type=float, default=45.0)
+    times = commands.add_parser("solvers", parents=[shared], help="time the reference solver on every grid")
+    times.add_argument("--tasks", nargs="+", required=True)
     for command, does in (("table", "draw table and plot from the lines"), ("stale", "list cells of other code")):
         commands.add_parser(command, help=does).add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if arguments.command == "run" and bool(arguments.set) != bool(arguments.label):
         parser.error("--set and --label go together: an experiment has a row of its own")
-    measured = arguments.command in ("run", "search")
+    measured = arguments.command in ("run", "search", "solvers")
     if measured and arguments.clock not in (None, "wall" if arguments.device == "cuda" else "process"):
         parser.error("the CPU is measured in process seconds, a GPU in wall seconds")
     return arguments
@@ -114,6 +132,8 @@ def main() -> int:
             from accuracy_bench.search import search
 
             search(arguments, say)
+        elif arguments.command == "solvers":
+            solvers(arguments)
         elif arguments.command == "table":
             from accuracy_bench.table import draw
 

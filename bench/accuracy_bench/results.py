@@ -86,7 +86,7 @@ def newest(lines: Iterable[Line]) -> dict[Cell, Line]:
 
 def read_cells(folder: Path = RESULTS) -> dict[Cell, Line]:
     """The newest line of every cell of every task."""
-    paths = sorted(path for path in folder.glob("*.jsonl") if path.stem != "search")
+    paths = sorted(path for path in folder.glob("*.jsonl") if path.stem not in ("search", "solvers"))
     return newest(line for path in paths for line in read_lines(path))
 
 

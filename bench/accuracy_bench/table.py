@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from accuracy_bench import summary
 from accuracy_bench.plot import draw_plot
-from accuracy_bench.results import Cell, Line, read_cells, source_hash, stale
+from accuracy_bench.results import Cell, Line, read_cells, read_lines, source_hash, stale
+from accuracy_bench.solvers import LINES, at_equal_error
 from accuracy_bench.summary import OURS, Cells, gather, nrmse, number, ratio, wanted
 
 NOTES = """\
@@ -23,6 +25,14 @@ from `accuracy/*.jsonl`.
 """
 
 
+SOLVER_NOTES = """\
+Our reference solver on the coarsest grid on which it is as accurate as ours after 200 seconds of training, wall seconds
+per trajectory on one thread, eight trajectories at a time, both in one process (`bench/accuracy.py solvers`). Where the
+solver made the test data it wins any contest of accuracy; published files were made by other schemes.
+
+"""
+
+
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table; the columns after the first are to the right."""
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
@@ -32,8 +42,8 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 class Report:
     """The sections of the report, each from the cells; what a section asks for and does not find is collected."""
 
-    def __init__(self, cells: Cells) -> None:
-        self.cells = cells
+    def __init__(self, cells: Cells, solvers: Mapping[str, Line] | None = None) -> None:
+        self.cells, self.solvers = cells, solvers or {}
         self.missing: dict[Cell, None] = {}
 
     def entry(
@@ -142,6 +152,40 @@ class Report:
         head = ["task", "model", "one step", "codec", "codec's share", "error / persistence", "to twice the horizon"]
         return markdown([*head, "parameters", "steps", "s / roll-out"], rows)
 
+    def stability(self) -> str:
+        """Whether ours stays below persistence at every frame in every seed, to twice the horizon where known."""
+        rows, held = [], []
+        for task in summary.ALL_TASKS:
+            lines = [self.cells[cell] for cell in wanted(task, OURS) if cell in self.cells]
+            if not lines:
+                continue
+            errors = [summary.stability(line) for line in lines]
+            far = len(lines[0]["curve"]) > lines[0]["scored_frames"]
+            ok = all(error is not None and error <= 1 for error in errors)
+            held.append(ok)
+            worst = max(math.inf if error is None else error for error in errors)
+            until = "twice the horizon" if far else "the end of the file (no solver)"
+            rows.append([task, number(worst), until, f"{len(lines)}", "holds" if ok else "**fails**"])
+        table = markdown(["task", "error / persistence, worst frame and seed", "judged to", "seeds", "verdict"], rows)
+        return f"{table}\nHolds on {sum(held)} of {len(held)} tasks measured.\n"
+
+    def at_equal_error(self) -> str:
+        """The reference solver on the coarsest grid that is as accurate as ours, and how much longer it takes."""
+        rows = []
+        for task, line in self.solvers.items():
+            error = gather(self.cells, wanted(task, OURS), nrmse).median
+            found = None if error is None else at_equal_error(line, error)
+            if found is None:
+                best = min(one["nrmse"] for one in line["solver"] if one["nrmse"] is not None)
+                told = ["none", f"{number(best)} at best", "-", "-"]
+            else:
+                speed = found["seconds_per_trajectory"] / line["ups_seconds"]
+                told = [str(found["resolution"]), number(found["nrmse"]), number(found["seconds_per_trajectory"])]
+                told = [*told, f"{speed:.2g}"]
+            rows.append([task, number(error), number(line["ups_seconds"]), *told])
+        head = ["task", "ups", "s / roll-out", "solver: points per axis", "its nrmse", "its s", "speed-up of ups"]
+        return markdown(head, rows) if rows else "None.\n"
+
     def parameters(self) -> str:
         """Values of Nu that training saw, and those that it did not."""
         rows = [
@@ -164,6 +208,8 @@ class Report:
             "Peers with our parts (`+`: linear base, equation's form, moving frame, focus)": self.structural(),
             "External peers": self.external(),
             "Several parameters in one model": self.parameters(),
+            "Stability": self.stability(),
+            "A classical solver at equal error": SOLVER_NOTES + self.at_equal_error(),
             "On a GPU": self.others(lambda cell: cell.device == "cuda"),
             "Experiments": self.others(lambda cell: cell.device == "cpu" and cell.model not in summary.KNOWN),
             "Details (medians)": self.details(),
@@ -208,7 +254,7 @@ def gather_lines(lines: Sequence[Line], read: Callable[[Line], float | None]) ->
 def draw(say: Callable[[str], None], results: Path) -> None:
     """Writes the report and the plot beside the folder of the lines."""
     cells = read_cells(results)
-    report = Report(cells)
+    report = Report(cells, {line["task"]: line for line in read_lines(results / LINES)})
     out, plot = results.with_suffix(".md"), results.with_suffix(".png")
     draw_plot(cells, plot)
     out.write_text(report.text(plot.name if plot.exists() else None))

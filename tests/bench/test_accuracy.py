@@ -242,6 +242,30 @@ def test_stability_is_against_the_largest_persistence_so_far() -> None:
     assert summary.stability({**line, "curve": [0.1, None, None, None]}) is None
 
 
+def test_stability_is_judged_over_all_frames_and_seeds() -> None:
+    held, beyond = Cell("burgers", "ups", 200.0, 0), Cell("burgers", "ups", 200.0, 1)
+    cells = {held: make_line(held, 0.1)}
+    assert "Holds on 1 of 1" in table.Report(cells).stability()
+    cells[beyond] = make_line(beyond, 0.1, curve=[0.1, 1.1])  # worse than persistence after the horizon
+    text = table.Report(cells).stability()
+    assert "Holds on 0 of 1" in text
+    assert "| 1.1 | twice the horizon | 2 | **fails** |" in text
+    cells[beyond] = make_line(beyond, 0.1, curve=[0.1, None])
+    assert "diverged" in table.Report(cells).stability()
+
+
+def test_solver_is_held_at_the_coarsest_grid_that_is_as_accurate() -> None:
+    trials = [
+        {"resolution": points, "nrmse": error, "seconds_per_trajectory": seconds}
+        for points, error, seconds in ((16, None, 1.0), (32, 0.2, 2.0), (48, 0.1, 3.0), (64, 0.01, 4.0))
+    ]
+    line = {"task": "burgers", "ups_seconds": 1.5, "solver": trials}
+    cells = cells_of({("burgers", "ups"): [0.1]})
+    assert "| 48 | 0.1 | 3 | 2 |" in table.Report(cells, {"burgers": line}).at_equal_error()
+    cells = cells_of({("burgers", "ups"): [0.001]})
+    assert "| none | 0.01 at best | - | - |" in table.Report(cells, {"burgers": line}).at_equal_error()
+
+
 def test_lines_read_back_draw_the_same_table(tmp_path: Path) -> None:
     cells = cells_of({("ks", "ups"): [0.1, 0.2, 0.3], ("ks", "linear"): [1.0]})
     for line in cells.values():

@@ -10,7 +10,7 @@ import torch
 from tests.models.helpers import make_spec
 
 from ups.errors import UpsError
-from ups.models.baselines import FNO, NetworkEmulator, SpectralConv, make_baseline
+from ups.models.baselines import FNO, NetworkEmulator, SpectralConv, UNetNetwork, make_baseline
 
 
 def arguments(batch: int) -> dict[str, object]:
@@ -81,6 +81,18 @@ def test_a_baseline_can_be_given_the_structural_parts() -> None:
     emulator = NetworkEmulator({"task": make_spec()}, "fno", base="linear", form=None).eval()
     u = torch.randn(2, 1, 1, 32)
     torch.testing.assert_close(emulator.step(u, **arguments(2)).mean(-1), u[:, 0].mean(-1), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_a_residual_u_net_knows_small_inputs_from_large_ones(axes: int) -> None:
+    """What a norm over space would forget."""
+    network = UNetNetwork(axes, 1, 1, width=8, levels=2, residual=True)
+    u, periodic = torch.randn(2, 1, *[16] * axes), [True] * axes
+    small, large = network(0.5 * u, periodic), network(u, periodic)
+    assert small.shape == u.shape
+    assert (small - large).norm() > 0.2 * large.norm()
+    shifted = network(u.roll(4, -1), periodic)  # by whole cells of the coarsest level
+    torch.testing.assert_close(shifted, large.roll(4, -1))
 
 
 def test_a_grid_that_a_u_net_cannot_halve_is_refused() -> None:

@@ -137,6 +137,10 @@ class FNO(nn.Module):
         return out
 
 
+MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+MEAN_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
 class DoubleConv(nn.Module):
     """Two 3-wide convolutions, each normalised over groups and activated."""
 
@@ -153,31 +157,64 @@ class DoubleConv(nn.Module):
         return u
 
 
-class UNetNetwork(nn.Module):
-    """U-Net (Ronneberger et al. 2015), PDEBench's size: 32 channels at full resolution, four halvings, 512 below."""
+class ResidualConv(nn.Module):
+    """Two 3-wide convolutions beside a shortcut, activated before (He et al. 2016), without normalisation.
 
-    def __init__(self, axes: int, channels_in: int, channels_out: int, *, width: int = 32, levels: int = 4) -> None:
+    A norm over space takes the size of what it normalises out of the result, and steps are as small as their cause.
+    """
+
+    def __init__(self, axes: int, channels_in: int, channels_out: int) -> None:
         super().__init__()
-        self.axes = axes
+        self.first = BoundaryConv(axes, channels_in, channels_out, 3)
+        self.second = BoundaryConv(axes, channels_out, channels_out, 3, gain=0.5)
+        self.shortcut = BoundaryConv(axes, channels_in, channels_out, 1)
+
+    def forward(self, u: Tensor, periodic: Sequence[bool]) -> Tensor:
+        out: Tensor = self.shortcut(u, periodic) + self.second(F.gelu(self.first(F.gelu(u), periodic)), periodic)
+        return out
+
+
+class UNetNetwork(nn.Module):
+    """U-Net (Ronneberger et al. 2015), PDEBench's size: 32 channels at full resolution, four halvings, 512 below.
+
+    Args:
+        residual: residual blocks without normalisation and pooling by means, as later U-Nets for PDEs have, instead of
+            normalised ones and pooling by maxima.
+    """
+
+    def __init__(
+        self,
+        axes: int,
+        channels_in: int,
+        channels_out: int,
+        *,
+        width: int = 32,
+        levels: int = 4,
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        self.axes, self.residual = axes, residual
+        block = ResidualConv if residual else DoubleConv
         widths = [width * 2**level for level in range(levels + 1)]
-        self.down = nn.ModuleList(
-            [DoubleConv(axes, a, b) for a, b in zip([channels_in, *widths[:-1]], widths, strict=True)]
-        )
-        self.up = nn.ModuleList([DoubleConv(axes, 2 * fine, fine) for fine in widths[:-1]])
+        self.inlet = BoundaryConv(axes, channels_in, width, 3) if residual else None
+        first = width if residual else channels_in
+        self.down = nn.ModuleList([block(axes, a, b) for a, b in zip([first, *widths[:-1]], widths, strict=True)])
+        self.up = nn.ModuleList([block(axes, 2 * fine, fine) for fine in widths[:-1]])
         self.grow = nn.ParameterList(
             [
                 nn.Parameter(torch.randn(coarse, fine, *[2] * axes) / math.sqrt(coarse))
                 for fine, coarse in pairwise(widths)
             ]
         )
-        self.out = BoundaryConv(axes, width, channels_out, 1)
+        self.out = BoundaryConv(axes, width, channels_out, 1, gain=0.1 if residual else 1.0)
 
     def forward(
         self, u: Float[Tensor, "batch channel *grid"], periodic: Sequence[bool]
     ) -> Float[Tensor, "batch out *grid"]:
-        pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[self.axes]
+        pool = (MEAN_POOL if self.residual else MAX_POOL)[self.axes]
         spread = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[self.axes]
         skips: list[Tensor] = []
+        u = u if self.inlet is None else self.inlet(u, periodic)
         for level, block in enumerate(self.down):
             u = block(pool(u, 2) if level else u, periodic)
             skips.append(u)
@@ -193,8 +230,8 @@ def make_fno(spec: TaskSpec, channels_in: int, channels_out: int, **sizes: Any) 
     return FNO(spec.axes, channels_in, channels_out, **sizes)
 
 
-def make_unet(spec: TaskSpec, channels_in: int, channels_out: int, *, width: int = 32, levels: int = 4) -> nn.Module:
-    """A U-Net for one task.
+def make_unet(spec: TaskSpec, channels_in: int, channels_out: int, *, levels: int = 4, **sizes: Any) -> nn.Module:
+    """A U-Net for one task; `sizes` are keyword arguments of `UNetNetwork`.
 
     Raises:
         UpsError: an axis of the task's grid cannot be halved `levels` times.
@@ -204,7 +241,7 @@ def make_unet(spec: TaskSpec, channels_in: int, channels_out: int, *, width: int
             f"{spec.name}: the U-Net halves the grid {levels} times; {spec.lattice} is not a multiple of "
             f"{2**levels} on each axis"
         )
-    return UNetNetwork(spec.axes, channels_in, channels_out, width=width, levels=levels)
+    return UNetNetwork(spec.axes, channels_in, channels_out, levels=levels, **sizes)
 
 
 MakeNetwork = Callable[[TaskSpec, int, int], nn.Module]
