@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from ups.models.propagator import LinearPropagator, ModeTransform, cosine_basis
+from ups.models.modes import ModeTransform, cosine_basis
+from ups.models.propagator import LinearPropagator
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ no-flux Laplacian); in both every mode k is advanced by its own small matrix ove
     u_{t+dt}(k) = sum_j w_j(params) M_j(k) u_t(k),
 
 where the weights w_j >= 0 blend the matrices of a few knots among the parameters of the training data and sum to one.
+Where the fields move as a whole by more or less as the parameters have it, that motion is made first (`drift.Drift`).
 Each knot's matrix is the best for the pairs near it, weighted by w_j: a mode of a single field grows by no more than it
 does in the data there (a polynomial in the parameters, fitted to all at once, makes it grow where the data hold little
 of it). Fields that do not change but act on the others (a forcing) are read beside u_t; their matrices have columns
@@ -14,67 +15,21 @@ only.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ups.models.drift import Drift
 from ups.models.kernel import agreed
+from ups.models.modes import ModeTransform
 
 KNOTS = 4
 """Among the parameters of the training data, at most. Few: with a knot for each value seen, the base between two of
 them is a blend that the network never met in training (unseen nu of Burgers: five times the error of seen ones)."""
 ENOUGH = 8  # pairs in either half of the data from which on the halves are compared
 FAR = 1e6  # standardised units: where knots lie that are not used
-
-
-def cosine_basis(size: int) -> Float[Tensor, "mode cell"]:
-    """Orthonormal DCT-II matrix in float64: mode k samples cos(pi k (i + 1/2) / size) at cell centres."""
-    k, i = torch.meshgrid(
-        torch.arange(size, dtype=torch.float64), torch.arange(size, dtype=torch.float64), indexing="ij"
-    )
-    basis = torch.cos(math.pi * k * (i + 0.5) / size) * math.sqrt(2 / size)
-    basis[0] /= math.sqrt(2)
-    return basis
-
-
-class ModeTransform(nn.Module):
-    """Grid values to modes and back; both directions are exact inverses, in any of one to three dimensions.
-
-    Args:
-        periodic: per axis. Axes must be all periodic (complex Fourier modes) or all no-flow (real cosine modes).
-    """
-
-    def __init__(self, shape: Sequence[int], periodic: Sequence[bool]) -> None:
-        super().__init__()
-        if len(set(periodic)) != 1:
-            raise ValueError(f"axes must be all periodic or all not, not {tuple(periodic)}")
-        self.shape, self.fourier = tuple(shape), bool(periodic[0])
-        self.axes = tuple(range(-len(shape), 0))
-        self.mode_shape = (*self.shape[:-1], self.shape[-1] // 2 + 1) if self.fourier else self.shape
-        for axis, size in enumerate(() if self.fourier else self.shape):
-            self.register_buffer(f"basis{axis}", cosine_basis(size).float(), persistent=False)
-
-    def forward(self, u: Float[Tensor, "batch channel *grid"]) -> Tensor:
-        if self.fourier:
-            modes: Tensor = torch.fft.rfftn(u, dim=self.axes, norm="ortho")
-            return modes
-        return self._cosine(u, inverse=False)
-
-    def inverse(self, modes: Tensor) -> Tensor:
-        if self.fourier:
-            u: Tensor = torch.fft.irfftn(modes, s=self.shape, dim=self.axes, norm="ortho")
-            return u
-        return self._cosine(modes, inverse=True)
-
-    def _cosine(self, u: Tensor, *, inverse: bool) -> Tensor:
-        for axis in range(len(self.shape)):
-            basis: Tensor = getattr(self, f"basis{axis}")
-            matrix = (basis.T if inverse else basis).to(u.dtype)
-            u = torch.tensordot(u, matrix, dims=([-len(self.shape) + axis], [1])).movedim(-1, -len(self.shape) + axis)
-        return u
 
 
 class Blend(nn.Module):
@@ -156,6 +111,7 @@ class LinearPropagator(nn.Module):
         super().__init__()
         self.transform = ModeTransform(shape, periodic)
         self.blend, self.conserved = Blend(varying), tuple(conserved)
+        self.drift = Drift(self.transform, varying) if varying and self.transform.fourier else None
         # Real and imaginary parts are kept apart: a complex buffer would not survive `.to(dtype)` or safetensors.
         read = channels + static
         matrix = torch.zeros(2, self.blend.num, channels, read, *self.transform.mode_shape)
@@ -164,16 +120,30 @@ class LinearPropagator(nn.Module):
 
     def forward(self, u: Float[Tensor, "batch read *grid"], params: Float[Tensor, "batch parameter"]) -> Tensor:
         """Fields and static channels in, fields out, in the (normalised) units it was fitted in."""
-        modes = self.transform(u)
+        modes = self._moved(self.transform(u), params)
         matrix = torch.complex(self.matrix[0], self.matrix[1]) if self.transform.fourier else self.matrix[0]
         if self.blend.num == 1:
             return self.transform.inverse(torch.einsum("oi...,bi...->bo...", matrix[0], modes))
         weights = self.blend(params).to(matrix.dtype)
         return self.transform.inverse(torch.einsum("bf,foi...,bi...->bo...", weights, matrix, modes))
 
+    def _moved(self, modes: Tensor, params: Tensor) -> Tensor:
+        """The modes that are read, with the fields' drift done; static channels stay where they are."""
+        if self.drift is None:
+            return modes
+        channels = self.matrix.shape[2]
+        moved = self.drift(modes[:, :channels], params)
+        return torch.cat([moved, modes[:, channels:]], dim=1) if modes.shape[1] > channels else moved
+
     def choose_knots(self, params: Float[Tensor, "pair parameter"]) -> None:
         """Takes the knots from the (standardised) parameters of the training data; before `fit`."""
         self.blend.fit(params)
+
+    def measure_drift(self, pairs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Finds how the parameters move the fields, from batches as `fit` takes them (static or not); before `fit`."""
+        if self.drift is not None:
+            channels = self.matrix.shape[2]
+            self.drift.fit((before[:, :channels], after, params) for before, after, params in pairs)
 
     @torch.no_grad()
     def fit(self, pairs: Iterable[tuple[Tensor, Tensor, Tensor]], ridge: float = 1e-10) -> None:
@@ -190,8 +160,10 @@ class LinearPropagator(nn.Module):
         halves = [[_NormalEquations() for _ in range(self.blend.num)] for _ in range(2)]
         transform = self.transform.double()
         for before, after, params in pairs:
-            x, y = transform(before.double()).flatten(2), transform(after.double()).flatten(2)
-            weights, middle = self.blend(params.double()), len(x) // 2
+            params = params.double()
+            x = self._moved(transform(before.double()), params).flatten(2)
+            y = transform(after.double()).flatten(2)
+            weights, middle = self.blend(params), len(x) // 2
             for half, part in zip(halves, (slice(middle), slice(middle, None)), strict=True):
                 for knot, equations in enumerate(half):
                     equations.add(x[part], y[part], weights[part, knot])

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ups.models.emulator import Emulator, TaskSpec
 from ups.models.frame import MovingFrame
 from ups.models.layers import ModuleMap, full_precision
-from ups.models.propagator import LinearPropagator, ModeTransform
+from ups.models.modes import ModeTransform
+from ups.models.propagator import LinearPropagator
 from ups.physics.equations import get_equation
 
 REST_PER_FIELD = {"flux": (1, 0), "flux_open": (1, 1), "flux_source": (1, 1), "increment": (0, 1)}
@@ -283,5 +284,6 @@ class StepEmulator(Emulator):
         if physics.base is not None:
             if physics.base.blend.varying:
                 physics.base.choose_knots(torch.cat([normalizer.params(params) for _, _, params in pairs]))
+                physics.base.measure_drift(hats())
             physics.base.fit((physics.with_static(before), after, params) for before, after, params in hats())
         physics.rest.fit(after - physics.advance_base(before, params) for before, after, params in hats())
