@@ -25,6 +25,7 @@ import ups
 from ups.cli import main
 from ups.config import load_settings
 from ups.errors import CheckpointError, DataError, UpsError, UsageError
+from ups.pipeline.check_report import CheckReport, Folder, Problem
 
 COMMANDS = ["run", "train", "evaluate", "check", "rollout", "watch", "report", "board", "data"]
 
@@ -222,42 +223,48 @@ def test_other_ranks_print_nothing(cli: Ups, config: Path, stand_in: Any, monkey
     assert cli("run", config) == Outcome(0, "", "")
 
 
-@dataclass
-class Problem:
+def checked(*problems: Problem) -> CheckReport:
     """What the checks return."""
-
-    kind: str
-    where: str
-    what: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}; {self.remedy}"
+    return CheckReport("runs/x", problems, Folder("runs", True, 3 * 2**30, 2**26), {})
 
 
 def test_check_lists_every_problem_and_exits_1(cli: Ups, config: Path, stand_in: Any) -> None:
     found = [Problem("data", "a.h5", "has NaN", "remove it"), Problem("folder", "runs", "is full", "free space")]
-    stand_in("ups.pipeline.run", "check_pipeline", found)
+    stand_in("ups.pipeline.run", "check_pipeline", checked(*found))
     done = cli("check", config)
     assert done.code == 1
-    assert done.out.splitlines() == ["a.h5: has NaN; remove it", "runs: is full; free space", "2 problems found"]
+    assert cells(done.out) == [
+        ["where", "problem", "what to do"],
+        ["a.h5", "has NaN", "remove it"],
+        ["runs", "is full", "free space"],
+        ["2 problems found"],
+    ]
     listed = cli("check", config, "--json")
-    assert (listed.code, json.loads(listed.out)) == (1, [vars(problem) for problem in found])
+    assert listed.code == 1
+    assert json.loads(listed.out)["problems"] == [vars(problem) for problem in found]
+    assert json.loads(listed.out)["passed"] is False
 
 
 def test_check_does_not_list_the_same_fault_twenty_times(cli: Ups, config: Path, stand_in: Any) -> None:
     found = [Problem("data", "a.h5", f"{n} values are NaN (trajectory {n})", "remove it") for n in range(1, 13)]
-    stand_in("ups.pipeline.run", "check_pipeline", [*found, Problem("data", "b.h5", "1 values are NaN (group 1)", "x")])
-    lines = cli("check", config).out.splitlines()
-    assert lines[:5] == [str(problem) for problem in found[:5]]
-    assert lines[5:] == ["... and 7 more like it", "b.h5: 1 values are NaN (group 1); x", "13 problems found"]
+    found.append(Problem("data", "b.h5", "1 values are NaN (group 1)", "x"))
+    stand_in("ups.pipeline.run", "check_pipeline", checked(*found))
+    _, *rows = cells(cli("check", config).out.partition("where")[2])
+    assert rows[:5] == [[problem.where, problem.what, problem.remedy] for problem in found[:5]]
+    assert rows[5:] == [
+        ["a.h5", "... and 7 more like it", "remove it"],
+        ["b.h5", "1 values are NaN (group 1)", "x"],
+        ["13 problems found"],
+    ]
 
 
 @pytest.mark.parametrize("override", ["training.batch_sise=3", "task=burger1d"])
 def test_check_says_wrong_settings_as_json_too(cli: Ups, config: Path, stand_in: Any, override: str) -> None:
     stand_in("ups.pipeline.run", "check_pipeline", UsageError("no equation is called 'burger1d'"))
     done = cli("check", config, override, "--json")
-    (problem,) = json.loads(done.out)
+    found = json.loads(done.out)
+    (problem,) = found["problems"]
+    assert found["passed"] is False
     assert (done.code, done.err, problem["kind"], problem["where"]) == (2, "", "settings", str(config))
     assert problem["what"] in cli("check", config, override).err
 
@@ -270,9 +277,15 @@ def test_help_names_the_steps_that_can_be_forced(cli: Ups) -> None:
 
 
 def test_check_without_problems_exits_0(cli: Ups, config: Path, stand_in: Any) -> None:
-    stand_in("ups.pipeline.run", "check_pipeline", [])
-    assert cli("check", config) == Outcome(0, "no problems found\n", "")
-    assert cli("check", config, "--json").out == "[]\n"
+    stand_in("ups.pipeline.run", "check_pipeline", checked())
+    done = cli("check", config)
+    assert (done.code, done.err) == (0, "")
+    assert cells(done.out) == [
+        ["checked", "fine"],
+        ["folder", "runs: 64 MiB needed, 3.0 GiB free"],
+        ["no problems found"],
+    ]
+    assert json.loads(cli("check", config, "--json").out)["passed"] is True
 
 
 def test_evaluate_takes_files_after_data(cli: Ups, stand_in: Any) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 
-from ups.terminal import LineProgress, RichProgress, grouped, table, tree
+from ups.terminal import LineProgress, RichProgress, grouped, table, tree, wrapped
 
 
 @pytest.fixture
@@ -84,7 +86,28 @@ def test_a_tree_shows_nested_values() -> None:
 
 
 def test_what_is_alike_in_one_file_is_counted() -> None:
-    alike = [("a", f"{n}.5 values (trajectory {n})", f"a {n}") for n in range(9)]
-    other = [("b", "1 values", "b"), ("a", "no values", "a other")]
-    assert grouped([*alike, *other], most=2) == ["a 0", "a 1", "... and 7 more like it", "b", "a other"]
-    assert grouped(alike, most=9) == [line for _, _, line in alike]
+    alike = [("a", f"{n}.5 values (trajectory {n})", f"remedy {n}") for n in range(9)]
+    other = [("b", "1 values", "b"), ("a", "no values", "other")]
+    counted = ("a", "... and 7 more like it", "remedy 0")
+    assert grouped([*alike, *other], most=2) == [*alike[:2], counted, *other]
+    assert grouped(alike, most=9) == alike
+
+
+class Terminal(io.StringIO):
+    """Says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_long_cells_are_broken_on_a_terminal_and_left_whole_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    rows = [("a.h5", "word " * 30, "[red] mend it"), ("b.h5", "short", "mend it too")]
+    shown = wrapped(("where", "problem", "what to do"), rows, Terminal())
+    assert max(map(len, shown)) <= 60
+    assert " ".join(shown).count("word") == 30
+    assert "[red]" in " ".join(shown), "what a file says is no markup"
+    piped = wrapped(("where", "problem", "what to do"), rows, io.StringIO())
+    assert len(piped) == 3
+    assert piped[1].count("word") == 30
+    assert wrapped(("where",), [], io.StringIO()) == []

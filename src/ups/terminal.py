@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import re
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -110,22 +112,47 @@ def table(rows: Sequence[Mapping[str, str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
-def grouped(problems: Sequence[tuple[str, str, str]], most: int = 5) -> list[str]:
-    """The lines of problems, of which those alike in one file are counted from the sixth on.
+def wrapped(columns: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO) -> list[str]:
+    """The lines of a table whose cells are broken to fit a terminal; in pipes and files they are left whole."""
+    if not rows:
+        return []
+    if not stream.isatty():
+        return table([dict(zip(columns, row, strict=True)) for row in rows])
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(*columns, box=None, padding=(0, 2, 1, 0), pad_edge=False)
+    for row in rows:
+        shown.add_row(*(_escaped(cell) for cell in row))
+    console = Console(file=io.StringIO(), width=shutil.get_terminal_size().columns, color_system=None)
+    with console.capture() as capture:
+        console.print(shown, highlight=False)
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+def _escaped(cell: str) -> str:
+    from rich.markup import escape
+
+    return escape(cell)
+
+
+def grouped(problems: Sequence[tuple[str, str, str]], most: int = 5) -> list[tuple[str, str, str]]:
+    """Problems, of which those alike in one file are counted from the sixth on.
 
     Args:
-        problems: (file, what is wrong, line) of each; numbers and places in brackets do not make two unlike.
-        most: lines of a kind.
+        problems: (file, what is wrong, what to do) of each; numbers and places in brackets do not make two unlike.
+        most: of a kind.
     """
-    alike: dict[tuple[str, str], list[str]] = {}
-    for file, what, line in problems:
-        alike.setdefault((file, re.sub(r"\([^)]*\)|[-+.\d]+", "", what)), []).append(line)
-    lines = []
-    for of_a_kind in alike.values():
-        lines += of_a_kind[:most]
+    alike: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
+    for problem in problems:
+        file, what, _ = problem
+        alike.setdefault((file, re.sub(r"\([^)]*\)|[-+.\d]+", "", what)), []).append(problem)
+    rows = []
+    for (file, _), of_a_kind in alike.items():
+        rows += of_a_kind[:most]
         if len(of_a_kind) > most:
-            lines.append(f"... and {len(of_a_kind) - most} more like it")
-    return lines
+            rows.append((file, f"... and {len(of_a_kind) - most} more like it", of_a_kind[0][2]))
+    return rows
 
 
 def tree(values: Mapping[str, Any], indent: str = "") -> list[str]:

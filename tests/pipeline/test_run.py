@@ -328,7 +328,7 @@ def test_checks_list_every_problem_and_write_nothing(tmp_path: Path) -> None:
         with h5py.File(tmp_path / name, "r+") as file:
             file["tensor"][2, 3, 5] = np.nan
     config = write_config(tmp_path, "burgers1d", ["a.hdf5", "b.hdf5"])
-    problems = check_pipeline(load_settings(config), progress=SilentProgress())
+    problems = check_pipeline(load_settings(config), progress=SilentProgress()).problems
     assert {Path(problem.where).name for problem in problems} == {"a.hdf5", "b.hdf5"}
     assert not (tmp_path / "runs").exists()
     with pytest.raises(ChecksFailed, match=r"2 problems(.|\n)*a.hdf5(.|\n)*b.hdf5"):
@@ -338,7 +338,7 @@ def test_checks_list_every_problem_and_write_nothing(tmp_path: Path) -> None:
 def test_a_model_that_does_not_fit_the_grid_is_found_before_training(tmp_path: Path) -> None:
     write_task(tmp_path / "a.hdf5", "burgers1d", num=8, frames=6, resolution=32, nu=0.01)
     config = write_config(tmp_path, "burgers1d", ["a.hdf5"], latent={"dim": 64, "patch": 12})
-    problems = check_pipeline(load_settings(config), progress=SilentProgress())
+    problems = check_pipeline(load_settings(config), progress=SilentProgress()).problems
     assert [problem.kind for problem in problems] == ["model"]
     assert "multiple of 12" in problems[0].what
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ups.cli.shared import LARGEST_SEED, Config, Overrides, Run, app, print_lines, settings_of, telling
-from ups.errors import SettingsError, UsageError
-from ups.terminal import grouped, table
+from ups.errors import SettingsError, UpsError, UsageError
+from ups.terminal import grouped, table, wrapped
 
 if TYPE_CHECKING:
+    from ups.pipeline.check_report import CheckReport
     from ups.pipeline.run import RunOutcome
 
 STEPS_HELP = (
@@ -108,29 +110,49 @@ def evaluate(
 def check(
     config: Config,
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the problems as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print all of it as JSON: problems, data, dry run, memory, disk.")
+    ] = False,
 ) -> None:
-    """Check settings, data and a dry run; list every problem."""
+    """Check settings, data and a dry run; list every problem.
+
+    The dry run sends one real batch forward and backward through every stage that has a budget, and says what each will
+    take: parameters, time, memory, disk. Exit code 1 says that there are problems, 2 that the settings are wrong.
+    """
     try:
         settings = settings_of(config, overrides)
         from ups.pipeline.run import check_pipeline
 
         with telling() as progress:
-            problems = check_pipeline(settings, progress=progress)
+            report = check_pipeline(settings, progress=progress)
     except (SettingsError, UsageError) as error:
         if not as_json:
             raise
-        wrong = {"kind": "settings", "where": str(config), "remedy": "correct the settings"}
-        whats = [line.strip() for line in str(error).splitlines() if line.startswith("  ")] or [str(error)]
-        typer.echo(json.dumps([{**wrong, "what": what} for what in whats], indent=2))
+        typer.echo(json.dumps(_wrong_settings(config, error), indent=2))
         raise typer.Exit(error.exit_code) from error
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(problem) for problem in problems], indent=2))
+        typer.echo(json.dumps(report.to_json(), indent=2))
     else:
-        print_lines(grouped([(problem.where, problem.what, str(problem)) for problem in problems]))
-        num = len(problems)
-        typer.echo(f"{num} problem{'s' if num != 1 else ''} found" if num else "no problems found")
-    raise typer.Exit(1 if problems else 0)
+        print_lines(_report_lines(report))
+    raise typer.Exit(1 if report.problems else 0)
+
+
+def _wrong_settings(config: Path, error: UpsError) -> dict[str, Any]:
+    """What `--json` prints where nothing but the settings could be looked at."""
+    from ups.pipeline.check_report import Problem, failed_before
+
+    whats = [line.strip() for line in str(error).splitlines() if line.startswith("  ")] or [str(error)]
+    return failed_before([Problem("settings", str(config), what, "correct the settings") for what in whats])
+
+
+def _report_lines(report: CheckReport) -> Iterator[str]:
+    """What was found fine, what the dry run says, every problem, and how many there are."""
+    for part in (table(report.rows()), table(report.training_rows())):
+        yield from [*part, ""] if part else []
+    num = len(report.problems)
+    rows = [(problem.where, problem.what, problem.remedy) for problem in report.problems]
+    yield from wrapped(("where", "problem", "what to do"), grouped(rows), sys.stdout)
+    yield f"{num} problem{'s' if num != 1 else ''} found" if num else "no problems found"
 
 
 @app.command()

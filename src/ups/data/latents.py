@@ -145,7 +145,9 @@ def free_memory() -> int:
         found.append(int(lines["MemAvailable"].split()[0]) * 1024)
     with suppress(OSError, ValueError):  # "max": no limit
         group = Path("/sys/fs/cgroup")
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        most, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        found.append(most - used + int(kept["inactive_file"]))  # copies of files are given up where memory is short
     return max(0, min(found, default=0))
 
 

@@ -2,87 +2,138 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 from ups.data.files import find_files
 from ups.data.problems import BadDataError, DataProblem
-from ups.data.validate import find_problems
+from ups.data.validate import FileCheck, check_file
 from ups.errors import UpsError
-from ups.pipeline.dry_run import dry_run
+from ups.pipeline.check_report import CheckReport, Folder, Memory, Problem, TaskReport
+from ups.pipeline.dry_run import Trial, dry_run, memory_there
+from ups.pipeline.plan import memory_remedies
 from ups.pipeline.workspace import Workspace
 
-SPACE_NEEDED = 200 * 2**20  # bytes: checkpoints, model and report of a run at default sizes, with room to spare
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that would stop or spoil a run.
-
-    Args:
-        kind: `folder`, `data` or `model`.
-        where: the file, folder or setting it is in.
-        what: what is wrong.
-        remedy: what to do about it.
-    """
-
-    kind: str
-    where: str
-    what: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}; {self.remedy}"
+SPACE_NEEDED = 50 * 2**20  # bytes beside checkpoints, models and cached latents: evaluations, fields, log and report
 
 
 class ChecksFailed(UpsError):
     """The checks found problems; the message lists every one."""
 
-    def __init__(self, problems: list[Problem]) -> None:
-        self.problems = tuple(problems)
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        self.problems = problems
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         super().__init__("\n".join([f"the checks found {count}", *(f"  {problem}" for problem in problems)]))
 
 
-def find_all_problems(workspace: Workspace) -> list[Problem]:
+def check_everything(workspace: Workspace) -> CheckReport:
     """Every problem of a run's folder and data; where there is none, those of a dry run of every stage."""
-    sinks = [
-        Problem("settings", name, "cannot be tracked", what)
-        for name, what in workspace.settings.logging.missing().items()
-    ]
-    problems = [*sinks, *_folder_problems(workspace), *_data_problems(workspace)]
-    if problems:
-        return problems
+    timings = workspace.timings
+    with timings.part("check: folder"):
+        folder = find_folder(workspace)
+        problems = [*_sink_problems(workspace), *_folder_problems(folder)]
+    with timings.part("check: data"):
+        files, wrong = check_files(workspace)
+    if not wrong:
+        with timings.part("open data"):
+            wrong = [*_split_problems(workspace)]
+    report = CheckReport(str(workspace.run_dir), (*problems, *wrong), folder, _tasks(workspace, files, whole=not wrong))
+    if report.problems:
+        return report
     try:
-        dry_run(workspace)
+        with timings.part("check: dry run"):
+            trials = tuple(dry_run(workspace))
     except UpsError as error:
-        return [Problem("model", "dry run", str(error), "change the setting it names")]
-    return []
+        return replace(report, problems=(Problem("model", "dry run", str(error), "change the setting it names"),))
+    needed = _space_needed(workspace, trials)
+    memory = Memory(max((one.memory_bytes for one in trials), default=0), memory_there(workspace.device))
+    report = replace(report, trainings=trials, memory=memory, folder=replace(folder, needed=needed))
+    return replace(report, problems=(*_folder_problems(report.folder), *_memory_problems(workspace, memory, trials)))
 
 
-def _folder_problems(workspace: Workspace) -> Iterator[Problem]:
+def find_folder(workspace: Workspace) -> Folder:
+    """Where the run is written, or would be: the first folder above that exists."""
     place = workspace.run_dir
     while not place.exists():
         place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        yield Problem("folder", str(place), "is not a folder that can be written to", "choose another with runs_dir")
-    elif (free := shutil.disk_usage(place).free) < SPACE_NEEDED:
-        megabytes = f"{free / 2**20:.0f} MiB are free, a run needs {SPACE_NEEDED / 2**20:.0f}"
-        yield Problem("folder", str(place), megabytes, "free space, or choose another with runs_dir")
+    writable = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    return Folder(str(place), writable, shutil.disk_usage(place).free, SPACE_NEEDED)
 
 
-def _data_problems(workspace: Workspace) -> list[Problem]:
-    """Every problem of every file; where there is none, those of the files together and of the splits."""
+def check_files(workspace: Workspace) -> tuple[dict[str, list[FileCheck]], list[Problem]]:
+    """Every file of every task, read whole, and what is wrong with them."""
     try:
         files = find_files(workspace.settings.data)
-        found = [problem for task, of in files.items() for path in of.all for problem in find_problems(path, task)]
-        if not found:
-            _ = workspace.splits, workspace.specs
     except BadDataError as error:
-        found = list(error.problems)
-    return [_as_problem(problem) for problem in found]
+        return {}, [_as_problem(problem) for problem in error.problems]
+    checked = {task: [check_file(path, task) for path in of.all] for task, of in files.items()}
+    found = [problem for of in checked.values() for one in of for problem in one.problems]
+    return checked, [_as_problem(problem) for problem in found]
+
+
+def _sink_problems(workspace: Workspace) -> Iterator[Problem]:
+    for name, what in workspace.settings.logging.missing().items():
+        yield Problem("settings", name, "cannot be tracked", what)
+
+
+def _folder_problems(folder: Folder) -> Iterator[Problem]:
+    if not folder.writable:
+        yield Problem("folder", folder.path, "is not a folder that can be written to", "choose another with runs_dir")
+    elif folder.free < folder.needed:
+        megabytes = f"{folder.free / 2**20:.0f} MiB are free, a run needs {folder.needed / 2**20:.0f}"
+        yield Problem("folder", folder.path, megabytes, "free space, or choose another with runs_dir")
+
+
+def _split_problems(workspace: Workspace) -> Iterator[Problem]:
+    """What is wrong with the files together, and with the splits: a trajectory in two of them, too few, no spread."""
+    try:
+        _ = workspace.splits, workspace.specs
+    except BadDataError as error:
+        yield from (_as_problem(problem) for problem in error.problems)
+
+
+def _memory_problems(workspace: Workspace, memory: Memory, trials: tuple[Trial, ...]) -> Iterator[Problem]:
+    if memory.available is not None and memory.needed > memory.available:
+        largest = max(trials, key=lambda one: one.memory_bytes)
+        what = f"{memory.needed / 2**30:.1f} GiB are needed, {memory.available / 2**30:.1f} can be had"
+        remedies = memory_remedies(workspace.settings, largest.batch_size)
+        yield Problem("memory", largest.name, what, f"any of these needs less: {'; '.join(remedies)}")
+
+
+def _tasks(workspace: Workspace, files: dict[str, list[FileCheck]], *, whole: bool) -> dict[str, TaskReport]:
+    """What is known of the data of every task; splits and statistics where they could be made."""
+    if not whole:
+        return {task: TaskReport(tuple(of)) for task, of in files.items()}
+    return {
+        task: TaskReport(
+            tuple(of),
+            splits={split: sets[task].num for split, sets in workspace.splits.items() if task in sets},
+            spec=workspace.specs[task],
+        )
+        for task, of in files.items()
+    }
+
+
+def _space_needed(workspace: Workspace, trials: tuple[Trial, ...]) -> int:
+    """Bytes of a whole run: checkpoints (one more than are kept while one is written), models, cached latents."""
+    kept = workspace.settings.training.keep_checkpoints + 1
+    models = max((one.model_bytes for one in trials), default=0)
+    each = sum(kept * one.checkpoint_bytes + one.model_bytes for one in trials)
+    return SPACE_NEEDED + each + models + _latents_bytes(workspace)
+
+
+def _latents_bytes(workspace: Workspace) -> int:
+    """Bytes of the cache of latents, where there is one: as many values as the train frames, or fewer."""
+    if workspace.settings.training.latent_cache_dir is None:
+        return 0
+    width = 4 if workspace.settings.training.latent_cache_dtype == "float32" else 2
+    return sum(
+        int(train.lengths.sum()) * len(train.equation.fields) * math.prod(train.grid.shape) * width
+        for train in workspace.splits["train"].values()
+    )
 
 
 def _as_problem(problem: DataProblem) -> Problem:

@@ -2,96 +2,201 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
+from ups.config.schema import StageName
+from ups.data.latents import free_memory
 from ups.errors import UpsError
 from ups.models.baselines import make_baseline
 from ups.models.step import StepEmulator
+from ups.pipeline.baselines import PREDICTING
+from ups.pipeline.check_report import duration
 from ups.pipeline.plan import make_loader
 from ups.pipeline.train import STAGES, stages_of
 from ups.pipeline.workspace import Workspace
 from ups.training.loop import LoopSettings, Objective
-from ups.training.objectives import EmulatorObjective
+from ups.training.monitor import peak_memory
+from ups.training.objectives import CodecObjective, EmulatorObjective
 from ups.training.prior import SteadyPriorObjective
 from ups.training.schedule import Budget
 from ups.training.stages import build_augments, build_objective
 
+BYTES = 4  # of a float32
+IN_MEMORY = 6  # floats that a trained parameter takes: itself, gradient, two moments, average, best value so far
+IN_CHECKPOINT = 5  # all of them but the gradient
 
-def dry_run(workspace: Workspace) -> None:
+
+@dataclass(frozen=True)
+class Trial:
+    """What one batch of a training showed of all of it.
+
+    Args:
+        name: of the stage, or `baseline` and its name.
+        parameters: that are trained.
+        batch_size: windows per batch.
+        step_seconds: of one optimizer step, all its batches.
+        steps: of the whole budget; None where that is in seconds.
+        seconds: of the whole budget, validations not counted; None where it depends on stages of other budgets.
+        memory_bytes: that the process takes at most, estimated.
+        checkpoint_bytes: of one checkpoint.
+        model_bytes: of the model that is left.
+    """
+
+    name: str
+    parameters: int
+    batch_size: int
+    step_seconds: float
+    steps: int | None
+    seconds: float | None
+    memory_bytes: int
+    checkpoint_bytes: int
+    model_bytes: int
+
+    def __str__(self) -> str:
+        line = f"dry run {self.name}: {self.parameters:,} parameters, {1000 * self.step_seconds:.0f} ms a step"
+        steps = "" if self.steps is None else f", {self.steps:,} steps"
+        return line + steps + ("" if self.seconds is None else f": about {duration(self.seconds)}")
+
+
+def dry_run(workspace: Workspace) -> list[Trial]:
     """Sends one batch through every enabled stage and baseline, and says what each step costs.
 
     Raises:
         UpsError: a model cannot be built for this data, or a loss is not finite.
     """
+    trials: list[Trial] = []
+    before = peak_memory(workspace.device)
     for name, objective, batch_size, budget in _trainings(workspace):
-        workspace.progress.say(_try_batch(workspace, name, objective, batch_size, budget))
+        if budget is None:  # of a baseline: as long as what predicts
+            predicting = [trial.seconds for trial in trials if trial.name in PREDICTING]
+            known = [seconds for seconds in predicting if seconds is not None]
+            budget = Budget("seconds", sum(known)) if len(known) == len(predicting) else None
+        trials.append(_try_batch(workspace, name, objective, batch_size, budget, before))
+        workspace.progress.say(str(trials[-1]))
+    return trials
+
+
+def memory_there(device: torch.device) -> int | None:
+    """Bytes that this process has or can still get on a device; None where the system does not say."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) + torch.cuda.memory_reserved(device)
+    free = free_memory()
+    return free + peak_memory(device) if free else None
 
 
 def _trainings(workspace: Workspace) -> Iterator[tuple[str, Objective, int, Budget | None]]:
     settings = workspace.settings
     augments = build_augments(settings, workspace.splits["train"])
+
+    def of_stage(stage: StageName, objective: Objective) -> tuple[str, Objective, int, Budget | None]:
+        return stage, objective, workspace.batch_size(stage), Budget.of(settings.stage(stage))
+
     if workspace.steady:
-        prior, stage = workspace.new_prior().to(workspace.device), STAGES[-1]
-        yield (
-            stage,
-            SteadyPriorObjective(prior, augments),
-            workspace.batch_size(stage),
-            Budget.of(settings.stage(stage)),
-        )
+        prior = workspace.new_prior().to(workspace.device)
+        yield of_stage(STAGES[-1], SteadyPriorObjective(prior, augments))
         return
     simulator = workspace.new_simulator().to(workspace.device)
     for stage in stages_of(workspace):
         if not settings.stage(stage).skipped:
-            objective = build_objective(stage, settings, simulator, augments)
-            yield stage, objective, workspace.batch_size(stage), Budget.of(settings.stage(stage))
+            yield of_stage(stage, build_objective(stage, settings, simulator, augments))
     for name in settings.evaluation.baselines:
         emulator = make_baseline(name, workspace.specs).to(workspace.device)
         if isinstance(emulator, StepEmulator) and any(p.requires_grad for p in emulator.parameters()):
             yield f"baseline {name}", EmulatorObjective(emulator, augments), workspace.batch_size("operator"), None
 
 
-def _try_batch(workspace: Workspace, name: str, objective: Objective, batch_size: int, budget: Budget | None) -> str:
-    """Runs the heaviest batch of a training twice, the second time measured; what it found, in a line."""
+def _try_batch(
+    workspace: Workspace, name: str, objective: Objective, batch_size: int, budget: Budget | None, before: int
+) -> Trial:
+    """Runs the heaviest batch of a training twice: the first time what is held is counted, the second it is timed.
+
+    Args:
+        before: bytes that the process takes without any training.
+    """
     with closing(make_loader(workspace, batch_size)) as loader:
         loader.set_horizon(objective.plan(0, 1.0))
         batch, steps_per_epoch = next(iter(loader)).to(workspace.device), loader.steps_per_epoch
+    loop = LoopSettings.of(workspace.settings.training, patience=None)
     rng = torch.Generator(workspace.device).manual_seed(0)
-    amp = LoopSettings.of(workspace.settings.training, patience=None).amp
-    seconds = 0.0
-    for _ in range(2):
-        began = time.perf_counter()
-        with torch.autocast(workspace.device.type, dtype=amp, enabled=amp is not None):
+
+    def step() -> Tensor:
+        with torch.autocast(workspace.device.type, dtype=loop.amp, enabled=loop.amp is not None):
             loss, _ = objective(batch, rng)
         loss.backward()
-        finite = bool(torch.isfinite(loss))  # waits for the device
-        seconds = time.perf_counter() - began
-        objective.module.zero_grad()
+        return loss.detach()
+
+    held = Held()
+    with torch.autograd.graph.saved_tensors_hooks(held.pack, lambda tensor: tensor):
+        step()
+    objective.module.zero_grad()
+    began = time.perf_counter()
+    loss = step()
+    finite = bool(torch.isfinite(loss))  # waits for the device
+    seconds = (time.perf_counter() - began) * loop.accum_steps
+    objective.module.zero_grad()
     if not finite:
         raise UpsError(
             f"{name}: the loss of the first batch is {loss.item()}; check the data's ranges, or lower training.lambda_*"
         )
-    count = sum(p.numel() for p in objective.module.parameters() if p.requires_grad)
-    line = f"dry run {name}: {count:,} parameters, {1000 * seconds:.0f} ms a step"
-    steps = _steps(budget, steps_per_epoch)
-    return line if steps is None else f"{line}, {steps:,} steps: about {_duration(steps * seconds)}"
+    count, everything = _sizes(objective.module)
+    steps = 0 if _is_exact(objective) else _steps(budget, steps_per_epoch / loop.accum_steps)
+    return Trial(
+        name=name,
+        parameters=count,
+        batch_size=batch_size,
+        step_seconds=seconds,
+        steps=steps,
+        seconds=_seconds(budget, steps, seconds),
+        memory_bytes=before + IN_MEMORY * BYTES * count + held.bytes,
+        checkpoint_bytes=BYTES * (everything + (IN_CHECKPOINT - 1) * count),
+        model_bytes=BYTES * everything,
+    )
 
 
-def _steps(budget: Budget | None, steps_per_epoch: int) -> int | None:
+class Held:
+    """Counts the bytes that a graph keeps for its backward pass, each storage once."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._seen: set[int] = set()
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """Counts a tensor that the graph saves, and leaves it as it is; parameters do not count."""
+        storage, whole = tensor.untyped_storage(), tensor if tensor._base is None else tensor._base
+        if storage.data_ptr() not in self._seen and not isinstance(whole, nn.Parameter):
+            self._seen.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        return tensor
+
+
+def _sizes(module: nn.Module) -> tuple[int, int]:
+    """Numbers of a module that are trained, and all that it holds."""
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return trained, sum(value.numel() for value in module.state_dict().values())
+
+
+def _is_exact(objective: Objective) -> bool:
+    """Whether there is nothing to train, because the codec loses nothing."""
+    return isinstance(objective, CodecObjective) and all(one.lossless for one in objective.simulator.codecs.values())
+
+
+def _steps(budget: Budget | None, steps_per_epoch: float) -> int | None:
     """Optimizer steps of a budget; None where it is in seconds."""
     if budget is None or budget.unit == "seconds":
         return None
-    return int(budget.amount * (steps_per_epoch if budget.unit == "epochs" else 1))
+    return math.ceil(budget.amount * (steps_per_epoch if budget.unit == "epochs" else 1))
 
 
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+def _seconds(budget: Budget | None, steps: int | None, seconds: float) -> float | None:
+    """Seconds of a budget, by those of a step."""
+    if steps is not None:
+        return steps * seconds
+    return None if budget is None else float(budget.amount)

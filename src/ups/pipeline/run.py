@@ -15,7 +15,8 @@ from ups.config.schema import Settings, StageName
 from ups.errors import UsageError
 from ups.models.emulator import Emulator
 from ups.pipeline.baselines import train_baseline
-from ups.pipeline.checks import ChecksFailed, Problem, find_all_problems
+from ups.pipeline.check_report import CheckReport
+from ups.pipeline.checks import ChecksFailed, check_everything
 from ups.pipeline.judge import Row, evaluate_in_steps, read_table
 from ups.pipeline.promote import decide, leaderboard_of
 from ups.pipeline.records import digest
@@ -91,11 +92,11 @@ def train_pipeline(settings: Settings, *, progress: Progress, stage: StageName |
     return RunOutcome(workspace.run_dir, rows, ())
 
 
-def check_pipeline(settings: Settings, *, progress: Progress) -> list[Problem]:
-    """Every problem that would stop or spoil a run; nothing is written but data that is to be generated."""
+def check_pipeline(settings: Settings, *, progress: Progress) -> CheckReport:
+    """Every problem of a run, and its figures; nothing is written but data that is to be generated."""
     workspace = Workspace(settings, progress)
     workspace.generate_missing()
-    return find_all_problems(workspace)
+    return check_everything(workspace)
 
 
 def prepare(
@@ -115,7 +116,7 @@ def prepare(
     if skip_checks or workspace.records.done("check", key := digest(resolved(settings), workspace.file_stamps())):
         return workspace
     began = time.perf_counter()
-    problems = find_all_problems(workspace)
+    problems = check_everything(workspace).problems
     if problems:
         raise ChecksFailed(problems)
     workspace.records.finish("check", key, time.perf_counter() - began)

@@ -27,6 +27,7 @@ from ups.models.simulator import Simulator
 from ups.physics.equations import get_equation
 from ups.pipeline.records import StepRecords, digest, write_json
 from ups.runtime import Progress, choose_device, prepare_process, run_id, seed_everything, world
+from ups.timing import Timings
 from ups.training.builders import build_prior, build_simulator, choose_batch_size, describe_task
 
 Sets = dict[str, TrajectorySet]
@@ -67,12 +68,13 @@ class Workspace:
     Args:
         settings: the resolved settings.
         progress: where the steps tell what they do.
+        timings: where they tell what they cost.
     """
 
-    def __init__(self, settings: Settings, progress: Progress) -> None:
+    def __init__(self, settings: Settings, progress: Progress, timings: Timings | None = None) -> None:
         if world().size > 1:
             raise UsageError("several processes (torchrun) are not supported yet; run one process")
-        self.settings, self.progress = settings, progress
+        self.settings, self.progress, self.timings = settings, progress, timings or Timings()
         self.run_dir = Path(settings.runs_dir) / run_id(settings.name, settings.data.task, training_hash(settings))
         self.records = StepRecords(self.run_dir)
         prepare_process(threads=settings.threads, deterministic=settings.deterministic, benchmark=settings.benchmark)

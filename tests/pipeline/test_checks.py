@@ -1,0 +1,132 @@
+"""What `ups check` finds, and the figures it gives."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from tests.layouts import write_task
+from tests.pipeline.test_run import train, write_config
+from torch import nn
+
+from ups.config.load import load_settings
+from ups.pipeline.check_report import CheckReport
+from ups.pipeline.dry_run import Held
+from ups.pipeline.run import check_pipeline
+from ups.runtime import SilentProgress
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def check(config: Path, *overrides: str) -> CheckReport:
+    return check_pipeline(load_settings(config, overrides), progress=SilentProgress())
+
+
+@pytest.fixture
+def burgers(tmp_path: Path) -> Path:
+    write_task(tmp_path / "b.hdf5", "burgers1d", num=12, frames=8, resolution=32, Nu=np.linspace(0.01, 0.02, 12))
+    return write_config(tmp_path, "burgers1d", ["b.hdf5"])
+
+
+def test_the_report_holds_the_figures_of_data_dry_run_memory_and_disk(burgers: Path) -> None:
+    overrides = ["stages.diff_residual.seconds=7", "stages.consistency_distill.steps=3", "evaluation.baselines=[fno]"]
+    found: dict[str, Any] = json.loads(json.dumps(check(burgers, *overrides).to_json(), allow_nan=False))
+    assert (found["passed"], found["problems"]) == (True, [])
+    with h5py.File(burgers.parent / "b.hdf5") as file:
+        values, nu = file["tensor"][:], file.attrs["Nu"]
+    data = found["data"]["burgers1d"]
+    (of_file,) = data["files"]
+    assert of_file["trajectories"] == 12
+    assert of_file["size"] == (burgers.parent / "b.hdf5").stat().st_size
+    (field,) = of_file["ranges"]
+    assert (field["low"], field["high"]) == (float(values.min()), float(values.max()))
+    assert of_file["params"]["nu"] == pytest.approx([nu.min(), nu.max()])
+    assert sum(data["splits"].values()) == 12
+    assert data["in_two_splits"] == 0
+    assert data["statistics"]["u"]["std"] == pytest.approx(values.std(), rel=0.2)
+    trainings = {one["name"]: one for one in found["dry_run"]}
+    assert list(trainings) == ["codec", "operator", "diff_residual", "consistency_distill", "baseline fno"]
+    operator = trainings["operator"]
+    assert operator["steps"] == 12
+    assert operator["seconds"] == pytest.approx(12 * operator["step_seconds"])
+    assert trainings["codec"]["steps"] == 0, "a codec that loses nothing is not trained"
+    assert (trainings["diff_residual"]["steps"], trainings["diff_residual"]["seconds"]) == (None, 7)
+    assert trainings["baseline fno"]["seconds"] == pytest.approx(operator["seconds"]), "as long as what it is beside"
+    assert found["training_seconds"] == pytest.approx(sum(one["seconds"] for one in found["dry_run"]))
+    assert found["memory"]["needed_bytes"] == max(one["memory_bytes"] for one in found["dry_run"])
+    assert found["memory"]["available_bytes"] > found["memory"]["needed_bytes"]
+    assert found["folder"]["writable"] is True
+    assert found["folder"]["disk_needed_bytes"] > sum(one["checkpoint_bytes"] for one in found["dry_run"])
+    assert not (burgers.parent / "runs").exists()
+
+
+def test_the_size_of_a_checkpoint_is_foreseen(burgers: Path) -> None:
+    (foreseen,) = (one.checkpoint_bytes for one in check(burgers).trainings if one.name == "operator")
+    folder = train(burgers, "training.keep_checkpoints=1").run_dir / "checkpoints" / "operator"
+    (last,) = [one for one in folder.iterdir() if one.is_dir() and one.name != "model"]
+    written = sum(path.stat().st_size for path in last.rglob("*") if path.is_file())
+    assert 0.5 * written < foreseen < 2 * written
+
+
+def test_what_a_graph_holds_is_counted_once() -> None:
+    layer, x, held = nn.Linear(8, 4, bias=False), torch.ones(16, 8, requires_grad=True), Held()
+    with torch.autograd.graph.saved_tensors_hooks(held.pack, lambda tensor: tensor):
+        y = layer(x)
+        (y * y).sum().backward()
+    assert held.bytes == 4 * (16 * 8 + 16 * 4), "the layer's input and the square's, not the weight"
+
+
+def test_more_windows_take_more_memory(burgers: Path) -> None:
+    few, many = (check(burgers, f"training.batch_size={size}").trainings[1] for size in (1, 32))
+    assert many.memory_bytes > few.memory_bytes + 2**18
+
+
+def test_memory_and_disk_that_are_short_are_problems(burgers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ups.pipeline.checks.memory_there", lambda device: 2**20)
+    (problem,) = check(burgers).problems
+    assert (problem.kind, problem.where) == ("memory", "operator")
+    assert "training.batch_size=2" in problem.remedy
+    monkeypatch.undo()
+    enough = check(burgers).folder.needed
+    for free, kinds in ((enough, []), (enough - 1, ["folder"])):
+        monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: Usage(2**40, 0, free))
+        assert [problem.kind for problem in check(burgers).problems] == kinds
+
+
+def test_what_is_wrong_in_different_places_is_listed_at_once(burgers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with h5py.File(burgers.parent / "b.hdf5", "r+") as file:
+        file["tensor"][3, 2, 5] = math.inf
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(2**40, 0, 2**10))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    report = check(burgers, "logging.tensorboard=true")
+    assert [problem.kind for problem in report.problems] == ["settings", "folder", "data"]
+    found = report.to_json()
+    assert (found["passed"], found["dry_run"]) == (False, [])
+    assert found["data"]["burgers1d"]["files"][0]["ranges"][0]["num_inf"] == 1
+    assert found["data"]["burgers1d"]["in_two_splits"] is None
+
+
+def test_a_trajectory_in_two_splits_is_a_problem(burgers: Path) -> None:
+    with h5py.File(burgers.parent / "b.hdf5") as file:
+        tensor = file["tensor"][:]
+    for name, part in (("train", slice(0, 8)), ("test", slice(7, 12))):  # number 7 is in both
+        path = write_task(burgers.parent / f"{name}.hdf5", "burgers1d", num=1, frames=8, resolution=32, Nu=0.01)
+        with h5py.File(path, "r+") as file:
+            del file["tensor"]
+            file["tensor"] = tensor[part]
+    settings = json.loads(burgers.read_text())
+    settings["data"] = {
+        "root": str(burgers.parent),
+        "split": {"train_files": ["train.hdf5"], "test_files": ["test.hdf5"], "valid": 0.25},
+    }
+    burgers.write_text(json.dumps(settings))
+    (problem,) = check(burgers).problems
+    assert problem.kind == "data"
+    assert "the same trajectory is in" in problem.what
