@@ -146,19 +146,6 @@ def test_the_package_runs_as_a_module() -> None:
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given", [None, "active"])
-def test_waiting_threads_sleep_where_the_user_does_not_say_otherwise(given: str | None) -> None:
-    """Two threads that spin made a training step on two busy cores thirty times as slow."""
-    script = (
-        "import atexit, os, sys; sys.argv = ['ups', '--version'];"
-        "atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY'])); import ups.__main__ as ups; ups.main()"
-    )
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
-    assert done.stdout.split()[-1] == (given or "passive")
-
-
 def test_run_prints_the_table_and_last_the_folder(cli: Ups, config: Path, stand_in: Any) -> None:
     calls = stand_in("ups.pipeline.run", "run_pipeline", OUTCOME)
     done = cli("run", config, "seed=4", "--force", "check", "--force", "operator", "latent.dim=8", "--skip-checks")

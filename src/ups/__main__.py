@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 
 def main() -> None:
     """Run the command line; Ctrl-C before it is imported ends the process without a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait starve each other
     from ups.cli import main as run
 
     run()
