@@ -15,6 +15,7 @@ from ups.errors import UpsError
 from ups.pipeline.check_report import CheckReport, Folder, Memory, Problem, TaskReport
 from ups.pipeline.dry_run import Trial, dry_run, memory_there
 from ups.pipeline.plan import memory_remedies
+from ups.pipeline.threads import settle_threads
 from ups.pipeline.workspace import Workspace
 
 SPACE_NEEDED = 50 * 2**20  # bytes beside checkpoints, models and cached latents: evaluations, fields, log and report
@@ -44,6 +45,8 @@ def check_everything(workspace: Workspace) -> CheckReport:
     if report.problems:
         return report
     try:
+        with timings.part("check: threads"):
+            settle_threads(workspace)
         with timings.part("check: dry run"):
             trials = tuple(dry_run(workspace))
     except UpsError as error:

@@ -20,6 +20,7 @@ from ups.pipeline.checks import ChecksFailed, check_everything
 from ups.pipeline.judge import Row, evaluate_in_steps, read_table
 from ups.pipeline.promote import decide, leaderboard_of
 from ups.pipeline.records import digest
+from ups.pipeline.threads import settle_threads
 from ups.pipeline.tracking import publish
 from ups.pipeline.train import STAGES, train_stages
 from ups.pipeline.workspace import Workspace
@@ -113,6 +114,8 @@ def prepare(
     began = time.perf_counter()
     if workspace.generate_missing(overwrite="data" in force):
         workspace.records.finish("data", digest(resolved(settings)["data"]), time.perf_counter() - began)
+    if skip_checks:
+        settle_threads(workspace)
     if skip_checks or workspace.records.done("check", key := digest(resolved(settings), workspace.file_stamps())):
         return workspace
     began = time.perf_counter()

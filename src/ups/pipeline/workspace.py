@@ -33,6 +33,7 @@ from ups.training.builders import build_prior, build_simulator, choose_batch_siz
 Sets = dict[str, TrajectorySet]
 
 RECIPE = "ups_recipe"  # attribute of a generated file: the hash of the settings it was made by
+THREADS = "threads"  # the record of how many threads a run was found to be fastest with
 AFTER_TRAINING = ("name", "runs_dir", "device", "threads", "benchmark", "evaluation", "gates", "logging")
 
 
@@ -77,7 +78,8 @@ class Workspace:
         self.settings, self.progress, self.timings = settings, progress, timings or Timings()
         self.run_dir = Path(settings.runs_dir) / run_id(settings.name, settings.data.task, training_hash(settings))
         self.records = StepRecords(self.run_dir)
-        prepare_process(threads=settings.threads, deterministic=settings.deterministic, benchmark=settings.benchmark)
+        threads = settings.threads or self.records.note(THREADS, "count", None)
+        prepare_process(threads=threads, deterministic=settings.deterministic, benchmark=settings.benchmark)
         self.device = choose_device(settings.device)
 
     def open(self) -> None:
