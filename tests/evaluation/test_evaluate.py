@@ -114,6 +114,22 @@ def test_what_cannot_be_measured_is_null_with_a_reason() -> None:
     assert all((score.value is None) == (score.reason is not None) for score in found.values())
 
 
+def test_conservation_is_told_frame_by_frame() -> None:
+    truth = torch.ones(2, 4, 1, 32)
+    truth[:, 1:, ..., 0] += 0.32  # the data itself loses a hundredth of the field's integral
+    sets = {"advection1d": make_set("advection1d", truth)}
+    found = evaluate({"ups": Steps(sets, lambda u: 1.1 * u)}, sets, protocol=Protocol())
+    drift = found.tasks["advection1d"].emulators["ups"].conservation
+    assert drift is not None
+    assert drift.prediction == pytest.approx((0.1, 0.21, 0.331))
+    assert drift.truth == pytest.approx((0.01, 0.01, 0.01))
+    kept = found.to_json()["details"]["advection1d"]["emulators"]["ups"]["conservation"]
+    assert kept["prediction"] == drift.prediction
+    walls = {"reaction_diffusion2d": make_set("reaction_diffusion2d", bumps())}
+    other = evaluate({"ups": Steps(walls, lambda u: u)}, walls, protocol=Protocol())
+    assert other.tasks["reaction_diffusion2d"].emulators["ups"].conservation is None
+
+
 def test_solver_speedup_compares_equal_accuracy() -> None:
     sets, emulators = advection()
     found = evaluate(emulators, sets, protocol=Protocol())

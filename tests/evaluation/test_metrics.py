@@ -139,6 +139,8 @@ def test_conservation_gap_is_the_drift_beyond_that_of_the_data() -> None:
     prediction = initial[:, None] + drift.reshape(1, 3, 1, 1)
     gap = metrics.conservation_gap(prediction, truth, initial, torch.ones(1, 1), equation, spacing)
     assert gap.item() == pytest.approx((0.05 - 0.02) * size / initial.abs().sum().item())
+    curve = metrics.conservation_drift(prediction, initial, torch.ones(1, 1), equation, spacing)[0, :, 0]
+    torch.testing.assert_close(curve, drift.double().abs() * size / initial.abs().sum())
     better = metrics.conservation_gap(truth, prediction, initial, torch.ones(1, 1), equation, spacing)
     assert better.item() == 0
 

@@ -259,15 +259,16 @@ class DistillSettings(StageSettings):
     """The budget of `consistency_distill`, and how the student is taught."""
 
     distill_num_taus: PositiveInt = 3
-    """Places on the teacher's path that the student learns to land from, in every batch."""
+    """Places on the teacher's path that the student learns to land from, in every batch: first those of its own
+    `student_steps`, then others at random."""
     distill_micro_batch: PositiveInt = 8
     """Windows whose graphs are held in memory at once."""
     tau_schedule: Annotated[tuple[PositiveInt, ...], BeforeValidator(as_tuple)] | None = None
     """`distill_num_taus` of the first epochs, one by one; the last holds for all further ones."""
     target_loss: PositiveFloat | None = None
     """Training stops when a validation is as good: the student's distance to its teacher, in spreads, squared."""
-    teacher_steps: PositiveInt = 16
-    """Steps of the teacher's path from noise to a sample."""
+    teacher_steps: PositiveInt = 8
+    """Steps of the teacher's path from noise to a sample; most of what a step of this stage costs."""
 
     @model_validator(mode="after")
     def _check_taus(self) -> Self:

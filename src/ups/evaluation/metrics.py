@@ -153,6 +153,27 @@ def energy_spectrum(
     return energy
 
 
+def conservation_drift(
+    u: Trajectories,
+    initial: Float[Tensor, "sample channel *grid"],
+    params: Float[Tensor, "sample parameter"],
+    equation: Equation,
+    spacing: tuple[float, ...],
+) -> Float[Tensor, "sample time invariant"]:
+    """How far each invariant I of an equation is from where it started: |I(u_t) - I(u_0)| / (int |u_0| + eps).
+
+    Args:
+        initial: the last given frame, u_0.
+        spacing: distance between grid points along each axis.
+    """
+    scale = initial.double().abs().flatten(1).sum(dim=1) * math.prod(spacing) + 1e-12
+    start = equation.invariants(initial.double(), params.double(), spacing)
+    repeated = params.double().repeat_interleave(u.shape[1], dim=0)
+    integrals = equation.invariants(u.double().flatten(0, 1), repeated, spacing)
+    drift = [(integrals[name].unflatten(0, (len(u), -1)) - start[name][:, None]).abs() for name in start]
+    return torch.stack(drift, dim=2) / scale[:, None, None]
+
+
 def conservation_gap(
     prediction: Trajectories,
     truth: Trajectories,
@@ -161,24 +182,12 @@ def conservation_gap(
     equation: Equation,
     spacing: tuple[float, ...],
 ) -> PerSample:
-    """How much more of an invariant I the prediction loses than the data does; the worst of the equation's invariants.
+    """How much more of an invariant the prediction loses than the data does; the worst of the equation's invariants.
 
-    max_t |I(p_t) - I(u_0)| / (int |u_0| + eps) less the same of the truth, and zero where the prediction loses less.
-
-    Args:
-        initial: the last given frame, u_0.
-        spacing: distance between grid points along each axis.
+    The largest `conservation_drift` of all frames, less the same of the truth; zero where the prediction loses less.
     """
-    scale = initial.double().abs().flatten(1).sum(dim=1) * math.prod(spacing) + 1e-12
-    start = equation.invariants(initial.double(), params.double(), spacing)
-    steps = truth.shape[1]
-    repeated = params.double().repeat_interleave(steps, dim=0)
-    losses = []
-    for u in (prediction, truth):
-        integrals = equation.invariants(u.double().flatten(0, 1), repeated, spacing)
-        drift = [(integrals[name].unflatten(0, (-1, steps)) - start[name][:, None]).abs().amax(dim=1) for name in start]
-        losses.append(torch.stack(drift, dim=1) / scale[:, None])
-    return (losses[0] - losses[1]).clamp(min=0).amax(dim=1)
+    ours, data = (conservation_drift(u, initial, params, equation, spacing).amax(dim=1) for u in (prediction, truth))
+    return (ours - data).clamp(min=0).amax(dim=1)
 
 
 def bc_violation(prediction: Trajectories, truth: Trajectories, periodic: Sequence[bool]) -> PerSample:

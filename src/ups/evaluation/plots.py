@@ -56,6 +56,10 @@ _TALLEST_RANGE = 1e-12
 """Energies below this part of the largest are rounding, and are not shown."""
 
 
+ROUNDING = 1e-9
+"""Drifts below this are drawn here: a logarithmic axis has no zero."""
+
+
 def error_against_time(curves: Mapping[int, Mapping[str, Sequence[float | None]]], dt: float) -> Markup:
     """Relative error of each frame, for each emulator; the band of the first holds the middle 80 % of samples.
 
@@ -75,6 +79,29 @@ def error_against_time(curves: Mapping[int, Mapping[str, Sequence[float | None]]
         _log(axes)
         axes.set_xlabel("time")
         axes.set_ylabel("error / field")
+        return _svg(figure)
+
+
+def conservation(truth: Sequence[float | None], predictions: Mapping[int, Sequence[float | None]], dt: float) -> Markup:
+    """Drift of the worst conserved integral, over the size of the field: truth broad, predictions fine.
+
+    Args:
+        truth: one value per frame.
+        predictions: the same of each emulator, by its number on the page.
+        dt: time between frames.
+    """
+    with _chart("Drift of a conserved integral against time") as (figure, axes):
+        for number, curve in [(None, truth), *reversed(list(predictions.items()))]:
+            values = [value if value > ROUNDING else ROUNDING for value in _gaps(curve)]
+            times = [dt * (frame + 1) for frame in range(len(values))]
+            if number is None:
+                axes.plot(times, values, color=TRUTH, linewidth=3.2, alpha=0.45, marker=_marker(values))
+            else:
+                width = 2.0 if number == 0 else 1.4
+                axes.plot(times, values, color=SERIES[number % len(SERIES)], linewidth=width, marker=_marker(values))
+        _log(axes)
+        axes.set_xlabel("time")
+        axes.set_ylabel("drift / size of the field")
         return _svg(figure)
 
 

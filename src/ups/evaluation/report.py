@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from ups.errors import UpsError, UsageError
 from ups.evaluation import pictures, plots, readings, showcase
+from ups.evaluation.charts import Charts
 from ups.evaluation.gallery import Gallery, make_gallery
 from ups.evaluation.gates import Judgement
 from ups.evaluation.readings import EnsembleView
@@ -193,21 +194,9 @@ class Run:
 
     # --- charts ------------------------------------------------------------------------------------------------------
 
-    def _numbered(self, task: str) -> dict[int, Mapping[str, Any]]:
-        """Details of the emulators scored on a task, by their number on the page."""
-        scores = self._scored()
-        found = scores.details(task)["emulators"]
-        return {number: found[name] for number, name in enumerate(scores.emulators) if name in found}
-
-    def error_chart(self, task: str) -> Markup:
-        """Error against time."""
-        curves = {number: one["error_curve"] for number, one in self._numbered(task).items()}
-        return plots.error_against_time(curves, self._scored().details(task)["dt"])
-
-    def sample_chart(self, task: str) -> Markup:
-        """Errors of the trajectories one by one."""
-        found, names = self._numbered(task), self._scored().emulators
-        return plots.sample_errors({names[number]: list(one["per_sample"].values()) for number, one in found.items()})
+    def charts(self, task: str) -> Charts:
+        """What the scores of a task look like."""
+        return Charts(self._scored(), task)
 
     def ensembles(self, task: str) -> list[EnsembleView]:
         """What there is to say of the ensembles on a task."""
@@ -216,21 +205,6 @@ class Run:
     def reliability_chart(self, task: str) -> Markup:
         """Empirical against nominal coverage."""
         return readings.reliability_chart(self._scored(), task)
-
-    def spectra(self, task: str) -> list[tuple[str, Markup]]:
-        """A chart of the energy spectrum of each field; none where the emulator diverged."""
-        found = {number: one["spectrum"] for number, one in self._numbered(task).items() if one["spectrum"] is not None}
-        if 0 not in found:
-            return []
-        details = self._scored().details(task)
-        whole = min(details["grid"]) // 2 + 1  # shells beyond are cut by the corners of the wave numbers
-
-        def chart(channel: int) -> Markup:
-            predictions = {number: one["prediction"][channel][:whole] for number, one in found.items()}
-            ours = found[0]
-            return plots.spectrum(ours["truth"][channel][:whole], predictions, {0: ours["error"][channel][:whole]})
-
-        return [(name, chart(channel)) for channel, name in enumerate(details["fields"])]
 
     def stages(self) -> list[StageCurve]:
         """Training curves of every stage in the log."""

@@ -130,12 +130,13 @@ def _leaves(tree: Any, read: Any, keep_none: bool = True) -> Any:
 
 def _details(task: TaskEvaluation) -> dict[str, Any]:
     def of(scores: TaskScores) -> dict[str, Any]:
-        spectrum, ensemble = scores.spectrum, scores.ensemble
+        spectrum, ensemble, drift = scores.spectrum, scores.ensemble, scores.conservation
         return {
             "per_sample": {str(index): error for index, error in scores.per_sample.items()},
             "error_curve": vars(scores.curve),
             "spectrum": None if spectrum is None else vars(spectrum),
             "ensemble": None if ensemble is None else asdict(ensemble),
+            "conservation": None if drift is None else vars(drift),
         }
 
     return {

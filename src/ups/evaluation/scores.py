@@ -44,6 +44,14 @@ class ErrorCurve:
 
 
 @dataclass(frozen=True)
+class ConservationCurve:
+    """Drift of the worst conserved integral frame by frame, mean over samples; None after divergence."""
+
+    prediction: tuple[float | None, ...]
+    truth: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
 class Spectrum:
     """Energy per shell of wave numbers at the last predicted frame, mean over samples; one row per field."""
 
@@ -99,6 +107,7 @@ class TaskScores:
         spectrum: None when no sample reached the last frame with finite values.
         timed_batch: trajectories in the batch that the wall clock was taken of.
         ensemble: None where no ensemble was rolled out, or one of them diverged.
+        conservation: None where the equation conserves no integral.
     """
 
     scores: Mapping[str, Score]
@@ -107,6 +116,7 @@ class TaskScores:
     spectrum: Spectrum | None
     timed_batch: int | None
     ensemble: EnsembleSummary | None = None
+    conservation: ConservationCurve | None = None
 
 
 def _mean(values: Tensor) -> float:
@@ -133,6 +143,7 @@ class ScoreAccumulator:
         self._unavailable = _unavailable(equation, grid)
         self._values: dict[str, list[Tensor]] = {}
         self._by_frame: list[Tensor] = []
+        self._drift: tuple[list[Tensor], list[Tensor]] = ([], [])
         self._per_sample: dict[int, float | None] = {}
         self._diverged: list[int] = []
         self._wall_clock: float | None = None
@@ -180,9 +191,10 @@ class ScoreAccumulator:
             "spectral_high": high,
         }
         if "conservation_gap" not in self._unavailable:
-            errors["conservation_gap"] = metrics.conservation_gap(
-                prediction, truth, initial, params, self.equation, self.grid.spacing
-            )
+            given = initial, params, self.equation, self.grid.spacing
+            errors["conservation_gap"] = metrics.conservation_gap(prediction, truth, *given)
+            for kept, u in zip(self._drift, (prediction, truth), strict=True):
+                kept += metrics.conservation_drift(u, *given).amax(dim=2).cpu().unbind()
         if "bc_violation" not in self._unavailable:
             errors["bc_violation"] = metrics.bc_violation(prediction, truth, self.grid.periodic)
         return errors
@@ -194,7 +206,8 @@ class ScoreAccumulator:
         scores["diverged"] = Score(float(len(self._diverged)))
         scores["wall_clock"] = Score(self._wall_clock, None if self._wall_clock is not None else "it was not timed")
         per_sample = dict(sorted(self._per_sample.items()))
-        return TaskScores(scores, per_sample, self._curve(), self._spectrum(), self._timed_batch)
+        drift = ConservationCurve(*map(_frame_means, self._drift)) if self._drift[0] else None
+        return TaskScores(scores, per_sample, self._curve(), self._spectrum(), self._timed_batch, conservation=drift)
 
     def _reduce(self, name: str, values: Tensor) -> Score:
         if self._diverged:
@@ -238,6 +251,13 @@ def _unavailable(equation: Equation, grid: Grid) -> dict[str, str]:
     elif min(grid.shape) < 3:
         reasons["bc_violation"] = "the grid has fewer than three points along an axis"
     return reasons
+
+
+def _frame_means(curves: Sequence[Tensor]) -> tuple[float | None, ...]:
+    """Mean over the samples that reach each frame; None where one of them is not finite."""
+    frames = range(max(map(len, curves)))
+    means = [float(torch.stack([curve[t] for curve in curves if t < len(curve)]).mean()) for t in frames]
+    return tuple(mean if math.isfinite(mean) else None for mean in means)
 
 
 def _rows(values: Tensor) -> tuple[tuple[float, ...], ...]:

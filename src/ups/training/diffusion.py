@@ -172,7 +172,7 @@ class DistillTerms:
 
     num_taus: tuple[int, ...] = (3,)
     micro_batch: int = 8
-    teacher_steps: int = 16
+    teacher_steps: int = 8
 
 
 class DistillObjective:
@@ -221,11 +221,14 @@ class DistillObjective:
         return total
 
     def _starts(self, rng: torch.Generator) -> list[int]:
-        """Places on the path to land from: pure noise always, the others at random."""
-        schedule = self.terms.num_taus
-        num = min(schedule[min(self.epoch, len(schedule) - 1)], self.terms.teacher_steps)
-        others = 1 + torch.randperm(self.terms.teacher_steps - 1, generator=rng, device=rng.device)[: num - 1]
-        return [0, *others.tolist()]
+        """Places on the path to land from: those that the student samples from, then others at random."""
+        schedule, last = self.terms.num_taus, self.terms.teacher_steps
+        num = min(schedule[min(self.epoch, len(schedule) - 1)], last)
+        taus = even_times(self.corrector.architecture.student_steps)[:-1]
+        own = sorted({round(tau * last) for tau in taus} - {last})[:num]
+        others = [place for place in range(last) if place not in own]
+        drawn = torch.randperm(len(others), generator=rng, device=rng.device)[: num - len(own)]
+        return [*own, *(others[place] for place in drawn.tolist())]
 
     def _miss(self, targets: list[tuple[Tensor, float, Tensor]], condition: Condition) -> Tensor:
         """Mean over (w, tau, xi) of how far from xi the student lands, squared."""
