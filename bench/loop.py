@@ -1,143 +1,194 @@
-"""What the training loop costs: a step of `fit` against the same step written out with PyTorch alone.
+"""What the trainer costs: a step of `fit`, with all that a run has about it, against the same step in a bare loop.
 
-Both do the same arithmetic on the same batches: forward, backward, clipping, fused AdamW, average of the weights. The
-loop also logs to a file every 20 steps, follows its schedule, and watches for signals and divergence. Rounds are
-interleaved.
+    python bench/loop.py [--rounds 5] [--interval 100] [--out bench/results]
 
-    python bench/loop.py [--rounds 9] [--steps 60]
+Both train the operator of `configs/burgers1d.yaml` on the same batches of one loader, with the same optimizer, clipping
+and average of the weights. `fit` also follows its schedule, watches for signals, skips steps that are not finite,
+judges, writes to every sink that is installed (a file, TensorBoard, Weights & Biases offline) every 20 steps, and saves
+a checkpoint every `interval` steps, five times as often as by default. Rounds are interleaved. Ratios are of CPU
+seconds, in which other work on the machine does not count but the thread that writes checkpoints does; the stall is the
+part of the wall's time in which training stood still for them.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ups.config.learning import CosineSchedule, OptimizerSettings
-from ups.data.fields import Batch, Grid
+from ups.config.load import load_settings
+from ups.data.fields import Batch
+from ups.pipeline.plan import make_loader
+from ups.pipeline.tracking import open_sinks
+from ups.pipeline.train import fit_closed_form
+from ups.pipeline.workspace import Workspace
+from ups.runtime import SilentProgress
 from ups.training.checkpoint import CheckpointStore
 from ups.training.ema import build_ema
-from ups.training.loop import LoopSettings, fit
-from ups.training.monitor import JsonlSink, Monitor
+from ups.training.loop import LoopSettings, Objective, fit
+from ups.training.monitor import Monitor
 from ups.training.optim import build_optimizer
 from ups.training.schedule import Budget, build_schedule
+from ups.training.sinks import NullSink, Record
+from ups.training.stages import build_augments, build_objective
 
-CELLS, BATCH, WARM_UP = 64, 32, 10
-GRID = Grid((np.arange(CELLS) / CELLS,), (True,))
-FRAMES = torch.randn(BATCH, 2, 1, CELLS, generator=torch.Generator().manual_seed(0))
-
-
-class Loader:
-    """The same batch for ever: what data costs is measured elsewhere."""
-
-    epoch, epochs = 0, 0.0
-    steps_per_epoch = 1000
-
-    def set_horizon(self, horizon: int) -> None: ...
-
-    def __iter__(self) -> Iterator[Batch]:
-        batch = Batch("bench", FRAMES, torch.ones(BATCH), torch.empty(BATCH, 0), GRID, context=1)
-        while True:
-            yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+CONFIG = Path(__file__).parents[1] / "configs" / "burgers1d.yaml"
+WARM_UP, STAGE = 20, "operator"
+SINKS = {"tensorboard": "logging.tensorboard=true", "wandb": "logging.wandb.mode=offline"}
 
 
-class Objective:
-    """One step ahead by a residual convolution network; notes when it is called."""
+class Timed:
+    """An objective that notes when it is called, by the clock of the process and that of the wall."""
 
-    def __init__(self, width: int) -> None:
-        torch.manual_seed(0)
-        middle = [nn.Conv1d(width, width, 5, padding=2, padding_mode="circular") for _ in range(3)]
-        layers = [
-            nn.Conv1d(1, width, 1),
-            *(part for conv in middle for part in (conv, nn.GELU())),
-            nn.Conv1d(width, 1, 1),
-        ]
-        self.module, self.times = nn.Sequential(*layers), []
+    def __init__(self, objective: Objective) -> None:
+        self.objective, self.module = objective, objective.module
+        self.times: list[tuple[float, float]] = []
 
     def plan(self, epoch: int, fraction: float) -> int:
-        return 1
+        """As the objective."""
+        return self.objective.plan(epoch, fraction)
 
     def __call__(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        self.times.append(time.process_time())  # other work on the machine does not count
-        u = batch.inputs[:, -1]
-        loss = (u + self.module(u) - batch.targets[:, 0]).square().mean()
-        return loss, {"relative": loss.detach()}
+        self.times.append((time.process_time(), time.perf_counter()))
+        return self.objective(batch, rng)
 
-    def seconds_per_step(self) -> float:
-        return (self.times[-1] - self.times[WARM_UP]) / (len(self.times) - 1 - WARM_UP)
+    def seconds(self) -> tuple[float, float]:
+        """CPU and wall seconds per step after the warm-up."""
+        begun, ended = self.times[WARM_UP], self.times[-1]
+        return tuple((b - a) / (len(self.times) - 1 - WARM_UP) for a, b in zip(begun, ended, strict=True))  # type: ignore[return-value]
 
 
-def by_fit(width: int, steps: int) -> float:
-    """Seconds per step of the loop."""
-    objective = Objective(width)
-    with tempfile.TemporaryDirectory() as folder:
+@dataclass
+class Stalls(NullSink):
+    """Adds up what training stood still for checkpoints, on the way and in all."""
+
+    on_the_way: float = 0.0
+    in_all: float = 0.0
+    saves: int = field(default=0)
+
+    def write(self, record: Record) -> None:
+        """Takes the stall of a record."""
+        stall = float(record.get("checkpoint_stall") or 0.0)
+        self.on_the_way, self.saves = self.on_the_way + stall, self.saves + (stall > 0)
+
+    def end_stage(self, stage: str, summary: Record) -> None:
+        """Takes the stall of the stage."""
+        self.in_all = float(summary["checkpoint_stall"] or 0.0)
+
+
+def prepare(workspace: Workspace) -> Timed:
+    """The operator's objective, untrained but for what it has in closed form."""
+    simulator = workspace.new_simulator()
+    fit_closed_form(workspace, simulator)
+    settings = workspace.settings
+    objective = build_objective(STAGE, settings, simulator, build_augments(settings, workspace.splits["train"]))
+    objective.module.train()
+    return Timed(objective)
+
+
+def by_fit(workspace: Workspace, steps: int, folder: Path) -> tuple[Timed, Stalls]:
+    """Trains by the loop."""
+    objective, stalls, settings = prepare(workspace), Stalls(), workspace.settings
+    optimizer = settings.optimizer_of(STAGE)
+    with closing(make_loader(workspace, workspace.batch_size(STAGE))) as loader:
         fit(
             objective,
-            Loader(),
+            loader,
             budget=Budget("steps", steps),
-            optimizer=build_optimizer(objective.module, OptimizerSettings(name="adamw")),
-            schedule=build_schedule(CosineSchedule()),
-            ema=build_ema(objective.module, 0.999),
-            settings=LoopSettings(validate_every=10**9, checkpoint_interval=10**9),
+            optimizer=build_optimizer(objective.module, optimizer),
+            schedule=build_schedule(optimizer.scheduler),
+            ema=build_ema(objective.module, settings.training.ema_decay),
+            settings=LoopSettings.of(settings.training, patience=None),
             validate=lambda: 1.0,
-            checkpoints=CheckpointStore(Path(folder) / "checkpoints", fingerprint={}),
-            monitor=Monitor("bench", [JsonlSink(Path(folder) / "log.jsonl")]),
-            device=torch.device("cpu"),
+            checkpoints=CheckpointStore(folder / "checkpoints", fingerprint={}),
+            monitor=Monitor(STAGE, [*open_sinks(settings, folder), stalls]),
+            device=workspace.device,
             seed=0,
         )
-    return objective.seconds_per_step()
+    return objective, stalls
 
 
-def by_hand(width: int, steps: int) -> float:
-    """Seconds per step of a loop without anything around it."""
-    objective, rng = Objective(width), torch.Generator()
-    params = list(objective.module.parameters())
-    optimizer = torch.optim.AdamW(params, 1e-3, fused=True)
-    average = [p.detach().clone() for p in params]
-    batches = iter(Loader())
-    for _ in range(steps):
-        loss, _ = objective(next(batches), rng)
-        loss.backward()
-        nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            torch._foreach_lerp_(average, params, 1e-3)
-    return objective.seconds_per_step()
+def by_hand(workspace: Workspace, steps: int) -> Timed:
+    """Trains by a loop without anything around it."""
+    objective, settings = prepare(workspace), workspace.settings
+    params = [p for p in objective.module.parameters() if p.requires_grad]
+    optimizer = build_optimizer(objective.module, settings.optimizer_of(STAGE))
+    average, rng = [p.detach().clone() for p in params], torch.Generator().manual_seed(0)
+    with closing(make_loader(workspace, workspace.batch_size(STAGE))) as loader:
+        loader.set_horizon(objective.plan(0, 1.0))
+        batches = iter(loader)
+        for _ in range(steps):
+            loss, _ = objective(next(batches), rng)
+            loss.backward()
+            nn.utils.clip_grad_norm_(params, settings.training.grad_clip or 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            with torch.no_grad():
+                torch._foreach_lerp_(average, params, 1e-3)
+    return objective
+
+
+def median(rows: list[dict[str, float]], value: Callable[[dict[str, float]], float]) -> float:
+    """The median of what `value` makes of every round."""
+    return statistics.median(value(row) for row in rows)
 
 
 def main() -> None:
-    """Prints a table and one line of JSON."""
+    """Prints a line per round and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--interval", type=int, default=100)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    rows = {}
-    for width in (32, 64):
-        rounds = []
-        for turn in range(options.rounds):  # either goes first in turn
-            order = (by_hand, by_fit) if turn % 2 else (by_fit, by_hand)
-            seconds = {way: way(width, options.steps) for way in order}
-            rounds.append((seconds[by_hand], seconds[by_fit]))
-        hand, loop = (statistics.median(column) for column in zip(*rounds, strict=True))
-        ratio = statistics.median(b / a for a, b in rounds)
-        rows[f"width_{width}"] = round(ratio, 4)
-        print(f"width {width:3d}   by hand {1e3 * hand:7.2f} ms   fit {1e3 * loop:7.2f} ms   ratio {ratio:.3f}")
-    print(json.dumps({"bench": "loop", "target": 1.05, "ratio": rows, "threads": torch.get_num_threads()}))
+    steps, rows = 2 * options.interval + 50, list[dict[str, float]]()
+    with tempfile.TemporaryDirectory() as place:
+        own = (f"data.root={place}", f"runs_dir={place}", "data.generate.samples=60", "threads=1")
+        often = (f"training.checkpoint_interval={options.interval}", f"training.validate_every={10**9}")
+        installed = [name for name in SINKS if importlib.util.find_spec(name) is not None]
+        settings = load_settings(CONFIG, [*own, *often, *(SINKS[name] for name in installed)])
+        workspace = Workspace(settings, SilentProgress())
+        workspace.generate_missing()
+        for turn in range(options.rounds):
+            folder = Path(place) / str(turn)
+            if turn % 2:  # either goes first in turn
+                hand = by_hand(workspace, steps)
+            loop, stalls = by_fit(workspace, steps, folder)
+            if not turn % 2:
+                hand = by_hand(workspace, steps)
+            size = sum(path.stat().st_size for path in folder.rglob("state.pt")) / 2 / 2**20
+            (cpu, wall), (bare_cpu, bare_wall) = loop.seconds(), hand.seconds()
+            stall = stalls.on_the_way / (wall * (steps - 1 - WARM_UP))
+            rows.append({"cpu": cpu, "wall": wall, "bare_cpu": bare_cpu, "bare_wall": bare_wall, "stall": stall})
+            rows[-1] |= {"per_save": stalls.on_the_way / stalls.saves, "mib": size}
+            print("  ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()), flush=True)
+    result = {
+        "bench": "loop",
+        "target": 1.05,
+        "ratio": round(median(rows, lambda row: row["cpu"] / row["bare_cpu"]), 4),
+        "ratio_of_wall_time": round(median(rows, lambda row: row["wall"] / row["bare_wall"]), 4),
+        "stall": round(median(rows, lambda row: row["stall"]), 5),
+        "stall_target": 0.02,
+        "stall_of_a_save_in_steps": round(median(rows, lambda row: row["per_save"] / row["wall"]), 3),
+        "checkpoint_mib": round(rows[-1]["mib"], 1),
+        "checkpoint_interval": options.interval,
+        "steps": steps,
+        "rounds": options.rounds,
+        "sinks": ["jsonl", *installed],
+        "threads": torch.get_num_threads(),
+    }
+    print(json.dumps(result))
+    if options.out is not None:
+        (options.out / "loop.json").write_text(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
     python training_faults.py kill FOLDER OPTIMIZER      SIGKILL ten times in random steps, resume, compare
     python training_faults.py bad FOLDER OPTIMIZER       the same, of a training that skips steps and rolls back
     python training_faults.py crash FOLDER               trains with sinks of which one fails, then raises
-    python training_faults.py save FOLDER                SIGKILL before each file operation of a save
+    python training_faults.py save FOLDER HOW            SIGKILL before each file operation of a save: `here`, in the
+                                                         `background`, or going `back` to an earlier step
     python training_faults.py term FOLDER                trains until SIGTERM, then exits as the command line would
     python training_faults.py full FOLDER BYTES          trains where no file may grow beyond BYTES
+    python training_faults.py closed FOLDER              trains in an open folder and in two that refuse, not as root
 
 The last line printed is JSON.
 """
@@ -37,10 +39,12 @@ from ups.errors import UpsError
 from ups.runtime import Progress, SilentProgress
 from ups.training.checkpoint import CheckpointStore
 from ups.training.monitor import Monitor
+from ups.training.saver import BackgroundSaver
 from ups.training.sinks import NullSink, Record, Sink
 from ups.training.wandb_sink import WandbSink
 
 STEPS, KILLS = 60, 10
+NEW, NOBODY = 100.0, 65534
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -91,7 +95,8 @@ def train_and_keep(
 
 
 def curve(run: Path) -> list[list[object]]:
-    timed = ("elapsed", "samples_per_second", "points_per_second", "data_wait", "epoch_seconds", "memory_peak_mb")
+    timed = ("elapsed", "samples_per_second", "points_per_second", "data_wait", "checkpoint_stall")
+    timed += ("epoch_seconds", "memory_peak_mb")
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [[item for item in line.items() if item[0] not in timed] for line in lines]
 
@@ -117,21 +122,22 @@ def kill(folder: Path, optimizer: str, make: Callable[..., ToyObjective] = ToyOb
     }
 
 
-def save(folder: Path) -> dict[str, object]:
-    """Kills a third save, which also removes the first, before its n-th file operation, for every n."""
+def save(folder: Path, how: str) -> dict[str, object]:
+    """Kills a save, which also removes what it supersedes, before its n-th file operation, for every n."""
     operations = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "os.listdir", "os.scandir")
+    steps, new = ((1, 2, 3), 2) if how == "back" else ((1, 2), 3)
     results = []
     for n in range(1000):
         place = folder / str(n)
 
         def open_store(place: Path = place) -> CheckpointStore:
-            store = CheckpointStore(place, fingerprint={}, keep=2)
+            store = CheckpointStore(place, fingerprint={}, keep=len(steps))
             store.prepare()
             return store
 
         store = open_store()
-        for step in (1, 2):
-            store.save(step, {"step": step, "tensor": torch.full((100,), float(step))})
+        for step in steps:
+            store.save(step, state_of(step, step))
 
         def save_and_die(store: CheckpointStore = store, place: Path = place, n: int = n) -> None:
             left = [n]
@@ -143,19 +149,28 @@ def save(folder: Path) -> dict[str, object]:
                         os.kill(os.getpid(), signal.SIGKILL)
 
             sys.addaudithook(before_operation)
-            store.save(3, {"step": 3, "tensor": torch.full((100,), 3.0)})
+            if how == "background":
+                with BackgroundSaver(store) as saver:
+                    saver.save(new, state_of(new, NEW))
+            else:
+                store.save(new, state_of(new, NEW))
 
         status = in_child(save_and_die)
-        again = open_store()
-        found = again.load()
+        committed = {step: float(store._read(step)[1]["tensor"][0]) for step in store.steps()}  # raises where not whole
+        assert how == "back" or new in committed or committed.keys() == set(steps)  # nothing was purged before
+        found = open_store().load()
         assert found is not None
-        assert found["tensor"].eq(float(found["step"])).all()
-        assert not list(place.glob(".tmp-*"))
-        results.append(found["step"])
+        assert found["tensor"].eq(found["tensor"][0]).all()
+        assert not list(place.glob(".*"))
+        results.append(float(found["tensor"][0]))
         if status == 0:
             break
         assert status == signal.SIGKILL
     return {"kills": len(results) - 1, "loaded": results}
+
+
+def state_of(step: int, value: float) -> dict[str, Any]:
+    return {"step": step, "tensor": torch.full((100,), float(value))}
 
 
 def term(folder: Path) -> dict[str, object]:
@@ -207,13 +222,39 @@ def crash(folder: Path) -> dict[str, object]:
 
 def full(folder: Path, most: int) -> dict[str, object]:
     objective, batches = ToyObjective(), []
-    objective.on_batch = batches.append
+
+    def on_batch(number: int) -> None:
+        batches.append(number)
+        time.sleep(0.05)  # a step takes longer than a save
+
+    objective.on_batch = on_batch
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     try:
         train(folder, objective, steps=1000, log_every=1000)
     except UpsError as error:
         return {"error": str(error), "batches": len(batches)}
     return {"error": None, "batches": len(batches)}
+
+
+def closed(folder: Path) -> dict[str, object]:
+    """Permissions do not bind the superuser, so that what is his is tried by another."""
+    train(folder / "open", ToyObjective(), steps=2)  # and everything is imported
+    empty, begun = folder / "empty", folder / "begun"
+    for place in (empty, begun / "checkpoints" / "toy"):
+        place.mkdir(parents=True)
+        place.chmod(0o555)
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    found: dict[str, object] = {}
+    for place in (empty, begun):
+        objective = ToyObjective()
+        try:
+            train(place, objective, steps=2)
+        except UpsError as error:
+            found[place.name] = [str(error), objective.batches]
+    return found
 
 
 if __name__ == "__main__":
@@ -228,7 +269,9 @@ if __name__ == "__main__":
             case "crash":
                 result = crash(Path(where))
             case "save":
-                result = save(Path(where))
+                result = save(Path(where), *rest)
+            case "closed":
+                result = closed(Path(where))
             case "term":
                 result = term(Path(where))
             case "full":

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from ups.errors import CheckpointError
-from ups.training.checkpoint import CheckpointStore, _manifest, describe_differences
+from ups.training.checkpoint import CheckpointStore, _digests, _manifest, describe_differences
 
 
 def state(step: int) -> dict:
@@ -116,7 +117,7 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path: Path) -> None:
     for content in (pickle.dumps(Evil(), protocol=2), _torch_archive(Evil(), tmp_path)):
         (path / "state.pt").write_bytes(content)
         files = {name: (path / name).read_bytes() for name in ("state.pt", "state.json")}
-        (path / "manifest.sha256").write_bytes(_manifest(files))  # whoever forges a file forges its hash
+        (path / "manifest.sha256").write_bytes(_manifest(_digests(files)))  # whoever forges a file forges its hash
         lines: list[str] = []
         assert store(tmp_path, say=lines.append).load()["step"] == 1  # type: ignore[index]
         assert "nothing of it was run" in lines[0]
@@ -157,6 +158,28 @@ def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / "stage" / ".tmp-abc" / "state.pt").write_bytes(b"half")
     store(tmp_path)
     assert [path.name for path in (tmp_path / "stage").iterdir()] == ["step-00000001"]
+
+
+def test_going_back_leaves_nothing_later_to_resume_from(tmp_path: Path) -> None:
+    made = store(tmp_path, keep=4)
+    for step in (1, 2, 3, 4):
+        made.save(step, state(step))
+    made.save(2, state(20))
+    assert made.steps() == [1, 2]
+    found = store(tmp_path).load()
+    assert found is not None
+    assert found["step"] == 20
+    assert not list((tmp_path / "stage").glob(".*"))
+
+
+def test_what_a_killed_save_was_replacing_is_put_back(tmp_path: Path) -> None:
+    path = saved(tmp_path, 1, 2)._path(2)
+    replaced = path.with_name(".replaced-00000002")
+    path.rename(replaced)  # killed before the new one came to its place
+    assert store(tmp_path).steps() == [1, 2]
+    shutil.copytree(path, replaced)  # killed after it
+    assert store(tmp_path).load()["step"] == 2  # type: ignore[index]
+    assert not replaced.exists()
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

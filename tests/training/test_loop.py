@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -334,6 +335,71 @@ def test_stopped_and_resumed_equals_uninterrupted_also_around_a_roll_back(tmp_pa
     assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
 
 
+def test_a_roll_back_after_a_stop_leaves_nothing_later_to_resume_from(tmp_path: Path) -> None:
+    """Stopped in step 13, among bad ones; the roll-back to step 7 comes after, and the next kill right after that."""
+    options = {"max_bad_steps": 5}
+    whole, first, killed, last = (Bad("loss", when=range(2, 3)) for _ in range(4))
+    expected = train(tmp_path / "whole", whole, **options)
+    seen: list[list[int]] = []
+    store = CheckpointStore(tmp_path / "parts" / "checkpoints" / "toy", fingerprint={})
+
+    def note(_: int) -> None:
+        seen.append(store.steps())
+        if seen[-1][-1] == 7:
+            raise RuntimeError("killed")
+
+    first.on_batch, killed.on_batch = stop_at(12), note
+    with pytest.raises(Interrupted):
+        train(tmp_path / "parts", first, **options)
+    assert store.steps() == [7, 13]
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tmp_path / "parts", killed, **options)
+    assert seen == [*[[7, 13]] * 3, [7]]
+    found = train(tmp_path / "parts", last, **options)
+    assert replace(found, seconds=0.0) == replace(expected, seconds=0.0)
+    assert same(weights(whole), weights(last))
+    assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The save of step 7 waits for the second batch after it, and the one of step 14 for the save of step 7."""
+    save, written, waited = CheckpointStore.save, threading.Event(), []
+
+    def slow(store: CheckpointStore, step: int, state: dict) -> Path:
+        if step == 7:
+            waited.append(written.wait(timeout=20))
+        return save(store, step, state)
+
+    monkeypatch.setattr(CheckpointStore, "save", slow)
+    whole, other = ToyObjective(), ToyObjective(on_batch=lambda batches: written.set() if batches == 9 else None)
+    train(tmp_path, other)
+    assert waited == [True]
+    monkeypatch.undo()
+    train(tmp_path / "whole", whole)
+    assert same(weights(whole), weights(other))
+
+
+def test_a_save_that_fails_ends_training_within_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, failed = CheckpointStore.save, threading.Event()
+
+    def fail(store: CheckpointStore, step: int, state: dict) -> Path:
+        if step == 14:
+            failed.set()
+            raise CheckpointError("the disk is full")
+        return save(store, step, state)
+
+    def wait(batches: int) -> None:
+        if batches == 14:
+            assert failed.wait(timeout=20)
+            time.sleep(0.1)
+
+    monkeypatch.setattr(CheckpointStore, "save", fail)
+    objective = ToyObjective(on_batch=wait)
+    with pytest.raises(CheckpointError, match="full"):
+        train(tmp_path, objective)
+    assert objective.batches == 15
+
+
 def test_scores_that_are_never_finite_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match="no validation gave a finite score"):
         train(tmp_path, ToyObjective(), validate=lambda: float("inf"))
@@ -404,6 +470,7 @@ def test_records_say_how_fast_and_how_far(tmp_path: Path) -> None:
     assert (first["stage"], first["step"], first["epoch"]) == ("toy", 4, 0.8)
     assert first["points_per_second"] == pytest.approx(first["samples_per_second"] * windows(1, 0)[0, :2, 0].numel())
     assert 0 <= first["data_wait"] < 1
+    assert [record["checkpoint_stall"] > 0 for record in records(tmp_path) if "loss" in record] == [False, True]
     assert first["memory_peak_mb"] > 10
     assert first["epochs_since_improvement"] == 0.8
 

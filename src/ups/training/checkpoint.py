@@ -6,7 +6,7 @@
 
 A checkpoint is written to a temporary folder beside its place and renamed when all of it is on the disk, so that a
 folder named `step-*` is whole or was damaged later. Reading verifies every byte against the manifest and runs no code
-from the file.
+from the file. `ups.training.saver` writes checkpoints while training goes on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from torch import Tensor
 from ups.errors import CheckpointError
 
 STATE, DESCRIPTION, MANIFEST = "state.pt", "state.json", "manifest.sha256"
-_TEMPORARY = ".tmp-"
+_TEMPORARY, _REPLACED, _STEP = ".tmp-", ".replaced-", "step-"
 
 
 class _Damaged(Exception):
@@ -59,14 +61,18 @@ class CheckpointStore:
         self._good: list[int] = []  # steps known to be whole: read or written by this process
 
     def prepare(self) -> None:
-        """Makes the folder and removes what a killed process left half-written.
+        """Makes the folder, removes what a killed process left half-written, and puts back what it was replacing.
 
         Raises:
             CheckpointError: the folder cannot be written to.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob(f"{_TEMPORARY}*"):
+            for replaced in self.folder.glob(f"{_REPLACED}*"):
+                place = replaced.with_name(replaced.name.replace(_REPLACED, _STEP))
+                if not place.exists():
+                    replaced.rename(place)
+            for leftover in (*self.folder.glob(f"{_TEMPORARY}*"), *self.folder.glob(f"{_REPLACED}*")):
                 shutil.rmtree(leftover)
             Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.folder)).rmdir()
         except OSError as error:
@@ -77,10 +83,13 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """The steps of which there is a checkpoint, ascending; whether they are whole shows on reading."""
-        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-" + 8 * "[0-9]"))
+        return sorted(int(path.name.removeprefix(_STEP)) for path in self.folder.glob(_STEP + 8 * "[0-9]"))
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
         """Writes a checkpoint, then removes those that it supersedes.
+
+        Those of later steps are superseded as well, and removed before it takes its place: training has gone back, and
+        must not resume from what it left.
 
         Args:
             step: optimizer steps done.
@@ -89,21 +98,16 @@ class CheckpointStore:
         Raises:
             CheckpointError: the disk is full or refuses; earlier checkpoints stay, and nothing half-written does.
         """
-        _require_plain(state, "state")
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        description = json.dumps({"step": step, "fingerprint": self.fingerprint}, indent=2)
-        files = {STATE: buffer.getvalue(), DESCRIPTION: description.encode()}
+        require_plain(state)
         try:
-            path = self._write(step, files)
+            path = self._write(step, state)
         except OSError as error:
-            size = sum(map(len, files.values())) / 2**20
             raise CheckpointError(
-                f"{self.folder}: the checkpoint of step {step} ({size:.1f} MiB) could not be written "
+                f"{self.folder}: the checkpoint of step {step} ({_size(state) / 2**20:.1f} MiB) could not be written "
                 f"({error.strerror}). Earlier checkpoints are intact: free some space, or lower "
                 "training.keep_checkpoints, and run again to continue"
             ) from error
-        self._good = [*(good for good in self._good if good != step), step][-self.keep :]
+        self._good = [*(good for good in self._good if good < step), step][-self.keep :]
         for old in set(self.steps()) - set(self._good):
             self._remove(old)
         return path
@@ -133,25 +137,35 @@ class CheckpointStore:
         return None
 
     def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
+        return self.folder / f"{_STEP}{step:08d}"
 
-    def _write(self, step: int, files: dict[str, bytes]) -> Path:
-        path = self._path(step)
+    def _write(self, step: int, state: Mapping[str, Any]) -> Path:
+        description = json.dumps({"step": step, "fingerprint": self.fingerprint}, indent=2)
         temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.folder))
         try:
-            for name, content in {**files, MANIFEST: _manifest(files)}.items():
-                with (temporary / name).open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
+            with _HashedFile.on_disk(temporary / STATE) as tensors:
+                torch.save(state, tensors)
+            with _HashedFile.on_disk(temporary / DESCRIPTION) as text:
+                text.write(description.encode())
+            with _HashedFile.on_disk(temporary / MANIFEST) as manifest:
+                manifest.write(_manifest({STATE: tensors.digest, DESCRIPTION: text.digest}))
             _sync_folder(temporary)
-            if path.exists():  # damaged, since a whole one would have been resumed from
-                self._remove(step)
-            temporary.rename(path)
-            _sync_folder(self.folder)
+            for later in reversed([one for one in self.steps() if one > step]):
+                self._remove(later)
+            self._put(temporary, self._path(step))
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        return path
+        return self._path(step)
+
+    def _put(self, temporary: Path, path: Path) -> None:
+        """Renames a checkpoint to its place; what stood there is at hand until it is there, see `prepare`."""
+        replaced = path.with_name(path.name.replace(_STEP, _REPLACED))
+        if path.exists():
+            path.rename(replaced)
+        temporary.rename(path)
+        _sync_folder(self.folder)
+        if replaced.exists():
+            shutil.rmtree(replaced)
 
     def _remove(self, step: int) -> None:
         """Renames first, so that a kill leaves a temporary folder and no half checkpoint."""
@@ -205,14 +219,58 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _manifest(files: Mapping[str, bytes]) -> bytes:
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
-    return "".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode()
+class _HashedFile(FileIO):
+    """A file that hashes what is written to it.
+
+    `torch.save` writes it piece by piece, so that a state is never in memory as bytes besides; what a write raises it
+    hides behind an error of its own.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w")
+        self._hash = hashlib.sha256()
+        self._error: OSError | None = None
+
+    @classmethod
+    @contextmanager
+    def on_disk(cls, path: Path) -> Iterator[_HashedFile]:
+        """A new file; on leaving, it is on the disk, or the first error of writing it is raised."""
+        with cls(path) as file:
+            try:
+                yield file
+            except RuntimeError as error:
+                raise file._error or error from error
+            os.fsync(file.fileno())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what was written so far."""
+        return self._hash.hexdigest()
+
+    def write(self, content: Any) -> int:
+        """Writes all of `content`."""
+        self._hash.update(content)
+        rest = memoryview(content)
+        try:
+            while rest:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self._error = self._error or error
+            raise
+        return len(content)
+
+
+def _manifest(digests: Mapping[str, str]) -> bytes:
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items())).encode()
+
+
+def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
 
 
 def _verify(files: Mapping[str, bytes]) -> None:
     """Compares the manifest byte by byte with the one that the files should have, so that its own damage shows too."""
-    expected = _manifest({name: content for name, content in files.items() if name != MANIFEST})
+    expected = _manifest(_digests({name: content for name, content in files.items() if name != MANIFEST}))
     if files[MANIFEST] == expected:
         return
     recorded = set(files[MANIFEST].splitlines())
@@ -222,17 +280,30 @@ def _verify(files: Mapping[str, bytes]) -> None:
     )
 
 
-def _require_plain(value: Any, where: str) -> None:
-    """Refuses at the save what a safe load would refuse."""
+def require_plain(value: Any, where: str = "state") -> None:
+    """Refuses at the save what a safe load would refuse.
+
+    Raises:
+        TypeError: something in `value` is neither a tensor nor a plain value.
+    """
     if isinstance(value, Mapping):
         for key, item in value.items():
-            _require_plain(key, f"{where} keys")
-            _require_plain(item, f"{where}.{key}")
+            require_plain(key, f"{where} keys")
+            require_plain(item, f"{where}.{key}")
     elif isinstance(value, (list, tuple)):
         for i, item in enumerate(value):
-            _require_plain(item, f"{where}[{i}]")
+            require_plain(item, f"{where}[{i}]")
     elif not isinstance(value, Tensor) and type(value) not in (int, float, bool, str, type(None)):
         raise TypeError(f"{where} is a {type(value).__name__}: a checkpoint holds tensors and plain values alone")
+
+
+def _size(value: Any) -> int:
+    """Bytes of the tensors in a state."""
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values()))
+    if isinstance(value, (list, tuple)):
+        return sum(map(_size, value))
+    return value.nbytes if isinstance(value, Tensor) else 0
 
 
 def _sync_folder(path: Path) -> None:

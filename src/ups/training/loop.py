@@ -25,6 +25,7 @@ from ups.training.flops import FlopMeter
 from ups.training.guard import StepGuard
 from ups.training.monitor import DivergedError, Moment, Monitor
 from ups.training.optim import clip_gradients, gradient_norms, set_rate
+from ups.training.saver import BackgroundSaver
 from ups.training.schedule import Budget, Schedule
 from ups.training.signals import StopSignals
 from ups.training.state import Position, RandomState, Stateful, TrainingClock, TrainState
@@ -194,7 +195,7 @@ def fit(
     trained = [names.get(p, "?") for p in params]
     monitor.start(progress, total=budget.amount, unit=budget.unit, step=state.step, parameters=trained)
 
-    with StopSignals() as stop, clock.running(), closing(monitor):
+    with StopSignals() as stop, BackgroundSaver(checkpoints) as saver, clock.running(), closing(monitor):
         batches = iter(loader)
         while state.stopped is None:
             set_rate(optimizer, state.rate_factor * schedule(state.middle_of_next_step(settings.accum_steps)))
@@ -216,6 +217,7 @@ def fit(
             optimizer.zero_grad()
             ema.update()
             state.count_step()
+            saver.poll()
 
             log = state.step % settings.log_every == 0
             save = state.step % settings.checkpoint_interval == 0
@@ -231,7 +233,7 @@ def fit(
                     monitor.judge(moment, most=most_bad)
                     wrong = monitor.wrong if due else ""
                     if wrong:
-                        roll_back(state, checkpoints, monitor, settings.max_rollbacks)
+                        roll_back(state, saver, monitor, settings.max_rollbacks)
                     elif score:
                         with ema.applied(), random.untouched(), evaluating(module):
                             metric = validate()
@@ -248,8 +250,10 @@ def fit(
                     good = bool((save and monitor.last_was_good) or wrong or state.stopped)
                     save = good or stop.received is not None
                     if save:
-                        state.anchor = None if good else state.anchor or checkpoints.load()
-                        checkpoints.save(state.step, state.state_dict())
+                        state.anchor = None if good else state.anchor or saver.load()
+                        monitor.record_save(saver.save(state.step, state.state_dict()))
+                    if wrong:
+                        saver.wait()  # from here on, nothing resumes from what was left
                 if save:
                     stop.raise_if_received(monitor.stage, state.step)
             monitor.tell(state.fraction() * budget.amount)
@@ -261,11 +265,11 @@ def fit(
         )
     module.load_state_dict(state.best_weights)
     outcome = StageOutcome(state.step, clock.seconds, state.best_metric, state.best_step, state.stopped)
-    monitor.finish(**asdict(outcome))
+    monitor.finish(**asdict(outcome), checkpoint_stall=saver.stalled)
     return outcome
 
 
-def roll_back(state: TrainState, checkpoints: CheckpointStore, monitor: Monitor, most: int) -> None:
+def roll_back(state: TrainState, saver: BackgroundSaver, monitor: Monitor, most: int) -> None:
     """Goes back to the last good checkpoint, for other batches at a lower rate.
 
     Args:
@@ -274,7 +278,7 @@ def roll_back(state: TrainState, checkpoints: CheckpointStore, monitor: Monitor,
     Raises:
         DivergedError: it was done as often already.
     """
-    saved = state.anchor or checkpoints.load() if state.rollbacks < most else None
+    saved = state.anchor or saver.load() if state.rollbacks < most else None
     if saved is None:
         tries = f" after {state.rollbacks} roll-back{'s' if state.rollbacks != 1 else ''} to its last good checkpoint"
         raise DivergedError(

@@ -83,10 +83,9 @@ class Monitor:
         self._series: dict[str, list[Any]] = defaultdict(list)  # tensors and numbers since the last log point
         self._trace, self._pending = StepTrace(), list[StepTrace]()
         self._samples = self._points = self._flops = self._skipped = self._in_a_row = self._row = 0
-        self._waited = self._since = self._since_epoch = 0.0
+        self._waited = self._stalled = self._since = self._since_epoch = 0.0
         self._diagnosis = self.wrong = ""
-        self._told = -math.inf
-        self._notes: dict[str, float] = {}
+        self._told, self._notes = -math.inf, dict[str, float]()
 
     def start(
         self, progress: Progress, *, total: int | float, unit: str, step: int, parameters: Sequence[str] = ()
@@ -134,6 +133,10 @@ class Monitor:
         self._pending.append(self._trace)
         self._trace = StepTrace()
         return evidence
+
+    def record_save(self, stalled: float) -> None:
+        """Takes the seconds that training stood still for a checkpoint."""
+        self._stalled += stalled
 
     def tell(self, done: float) -> None:
         """Updates the progress bar, a few times a second at most."""
@@ -231,6 +234,7 @@ class Monitor:
                 "samples_per_second": self._samples / seconds,
                 "points_per_second": self._points / seconds,
                 "data_wait": self._waited / seconds,
+                "checkpoint_stall": self._stalled,
                 "epoch_seconds": seconds / epochs if epochs > 0 else None,
                 "memory_peak_mb": peak_memory(device) / 2**20,
                 "mfu": utilisation(self._flops, seconds),
@@ -241,7 +245,7 @@ class Monitor:
         self._notes[LOSS] = math.nan if loss is None else loss
         self._series.clear()
         self._samples = self._points = self._flops = self._skipped = 0
-        self._waited, self._since, self._since_epoch = 0.0, moment.elapsed, moment.epoch
+        self._waited, self._stalled, self._since, self._since_epoch = 0.0, 0.0, moment.elapsed, moment.epoch
 
     def log_validation(self, moment: Moment, metric: float, *, best: float, best_step: int) -> None:
         """Writes a record of a validation."""
