@@ -29,6 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 import torch
+import torch._dynamo  # here, or the first optimizer step of every child would take seconds to import it
 import toy_training
 from torch import Tensor
 from toy_training import ToyObjective, train

@@ -161,8 +161,8 @@ def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
 
 
 def test_going_back_leaves_nothing_later_to_resume_from(tmp_path: Path) -> None:
-    made = store(tmp_path, keep=4)
-    for step in (1, 2, 3, 4):
+    made = store(tmp_path, keep=3)
+    for step in (1, 2, 3):
         made.save(step, state(step))
     made.save(2, state(20))
     assert made.steps() == [1, 2]
@@ -170,6 +170,8 @@ def test_going_back_leaves_nothing_later_to_resume_from(tmp_path: Path) -> None:
     assert found is not None
     assert found["step"] == 20
     assert not list((tmp_path / "stage").glob(".*"))
+    made.save(4, state(4))
+    assert made.steps() == [1, 2, 4]  # what was left counts no more
 
 
 def test_what_a_killed_save_was_replacing_is_put_back(tmp_path: Path) -> None:
