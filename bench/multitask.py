@@ -111,7 +111,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Computes what is missing."""
     models = {**{task: [task] for task in VALUES}, BOTH: list(VALUES)}
     for seed in arguments.seeds:
-        for name, tasks in models.items():
+        for name in arguments.models:
+            tasks = models[name]
             wanted = {"model": name, "seed": seed, "seconds": arguments.seconds}
             if any({key: line[key] for key in wanted} == wanted for line in read_lines(arguments.out)):
                 say(f"{name} {seed}: done")
@@ -157,6 +158,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("run", help="compute what is missing")
+    one.add_argument("--models", nargs="+", choices=(*VALUES, BOTH), default=[*VALUES, BOTH])
     one.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     one.add_argument("--seconds", type=float, default=100.0, help="of training per task")
     one.add_argument("--work", type=Path, default=Path("runs"), help="folder of made data and runs")
