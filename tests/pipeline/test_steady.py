@@ -37,7 +37,7 @@ def darcy(tmp_path: Path) -> Path:
         "data": {"root": str(tmp_path), "files": "coarse.hdf5"},
         "prior": {"hidden_dim": 16, "depth": 1, "stem_width": 8},
         "stages": {"steady_prior": {"steps": 60}},
-        "evaluation": {"members": 4},
+        "evaluation": {"members": 4, "baselines": ["persistence", "fno"]},
     }
     path = tmp_path / "config.yaml"
     path.write_text(json.dumps(settings))
@@ -47,8 +47,11 @@ def darcy(tmp_path: Path) -> Path:
 def test_a_steady_problem_goes_all_the_way(darcy: Path) -> None:
     folder, root = run(darcy).run_dir, darcy.parent
     scores = json.loads((folder / "evaluation" / "full.json").read_text())
-    ours, mean = scores["tasks"]["darcy2d"], scores["baselines"]["persistence"]["darcy2d"]
+    ours, mean, fno = (
+        part["darcy2d"] for part in (scores["tasks"], *(scores["baselines"][name] for name in ("persistence", "fno")))
+    )
     assert ours["nrmse"] < 0.7 * mean["nrmse"]
+    assert fno["nrmse"] < 0.7 * mean["nrmse"]
     assert ours["crps"] < mean["mae"]
     assert ours["codec_nrmse"] < 1e-5
     assert scores["reasons"]["tasks"]["darcy2d"]["conservation_gap"]
@@ -80,7 +83,7 @@ def test_a_steady_problem_goes_all_the_way(darcy: Path) -> None:
 
 @pytest.mark.parametrize(("override", "message"), [
     ("stages.operator.steps=5", "stages.operator: darcy2d has no time"),
-    ("evaluation.baselines=fno", "the one baseline of a steady problem"),
+    ("evaluation.baselines=linear", "linear predicts a step in time, and darcy2d has none"),
 ])  # fmt: skip
 def test_what_does_not_exist_without_time_is_refused(darcy: Path, override: str, message: str) -> None:
     with pytest.raises(UpsError, match=message):

@@ -9,10 +9,13 @@ from tests.models.test_prior import SMALL, make_prior, media
 
 from ups.data.augment import Augment
 from ups.data.fields import Batch, Grid
+from ups.errors import UpsError
+from ups.models.baselines import FNO, SteadyNetwork, make_baseline
 from ups.models.prior import SteadyPrior
 from ups.physics.equations import get_equation
 from ups.physics.solvers.darcy import DarcySolver
-from ups.training.prior import SteadyPriorObjective, calibrate, gaussian_crps
+from ups.training.losses import relative_l2
+from ups.training.prior import SteadyNetworkObjective, SteadyPriorObjective, calibrate, gaussian_crps, transformed
 
 DARCY = get_equation("darcy2d")
 
@@ -73,7 +76,8 @@ def test_symmetries_transform_sample_and_geometry_alike() -> None:
     prior = make_prior(origin=(0.0, 0.0))
     objective, batch = make_objective(prior, enabled=True), make_batch(32)
     batch.frames[:, 1, :, 0] = batch.frames[:, 1, :, :, 0] = 0.0
-    given, sought, geometry = objective._transformed(batch, torch.Generator().manual_seed(0))
+    rng = torch.Generator().manual_seed(0)
+    given, sought, geometry = transformed(objective.prior, objective.augments, batch, rng)
     walls = geometry[:, 0] == 0
     assert torch.equal(walls, sought[:, 0] == 0)
     corners = {(bool(one[0, 4]), bool(one[-1, 4]), bool(one[4, 0]), bool(one[4, -1])) for one in walls}
@@ -123,3 +127,38 @@ def test_it_learns_and_stays_reproducible() -> None:
     assert found[0][0] == pytest.approx(1.0)  # starts at zero
     assert sum(found[0][-5:]) / 5 < 0.35
     assert objective.plan(3, 0.5) == 1
+
+
+def test_a_baseline_learns_to_solve_from_what_is_given() -> None:
+    """The FNO fits eight samples far better than zero, and its step is what its objective was trained on."""
+    torch.manual_seed(0)
+    network = make_baseline("fno", make_prior().tasks)
+    assert isinstance(network, SteadyNetwork)
+    objective, batch = SteadyNetworkObjective(network, {"darcy2d": Augment(DARCY, enabled=False)}), make_batch()
+    optimizer, losses = torch.optim.Adam(network.parameters(), lr=5e-3), []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss, _ = objective(batch, torch.Generator())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    assert losses[-1] < 0.3
+    with torch.no_grad():
+        found = network.step(batch.frames[:, :1], task="darcy2d", dt=batch.dt, params=batch.params)
+        again, _ = objective(batch, torch.Generator())
+    torch.testing.assert_close(relative_l2(found, batch.frames[:, 1]), again, atol=1e-5, rtol=1e-4)
+
+
+def test_a_baseline_reads_where_the_walls_are_and_solves_on_finer_lattices() -> None:
+    torch.manual_seed(0)
+    network = make_baseline("fno", make_prior().tasks).eval()
+    assert isinstance(network, SteadyNetwork)
+    a, one = media(3, 8), {"task": "darcy2d", "dt": torch.ones(3), "params": torch.ones(3, 1)}
+    moved = make_baseline("fno", make_prior(origin=(0.0, 0.0)).tasks).eval()
+    moved.load_state_dict(network.state_dict())
+    assert not torch.allclose(network.step(a[:, None], **one), moved.step(a[:, None], **one))
+    fine = network.rollout(media(3, 16)[:, None], 1, **one)
+    assert fine.shape == (3, 1, 1, 16, 16)
+    assert isinstance(network.networks["darcy2d"], FNO)
+    with pytest.raises(UpsError, match="steps must be 1"):
+        network.rollout(a[:, None], 2, **one)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ups.errors import UpsError
 from ups.models.emulator import Emulator, TaskSpec
 from ups.models.layers import BoundaryConv, full_precision, pad_axis
+from ups.models.steady import GEOMETRY, SteadyEmulator
 from ups.models.step import StepEmulator
 
 
@@ -289,8 +290,58 @@ class NetworkEmulator(StepEmulator):
         return raw
 
 
+class SteadyNetwork(SteadyEmulator):
+    """A grid-to-grid network as emulator of steady problems: given fields in, the solution out, one network per task.
+
+    It reads what the steady prior reads: standardised fields, where the walls are, and parameters, as channels. On a
+    finer lattice than the trained one it is applied as it is.
+
+    Args:
+        name: of the emulator, and of its network in `NETWORKS`.
+    """
+
+    def __init__(self, tasks: Mapping[str, TaskSpec], name: str) -> None:
+        super().__init__(tasks)
+        self.name, make = name, NETWORKS[name]
+        self.networks = nn.ModuleDict(
+            {
+                task: make(spec, len(spec.given) + GEOMETRY + len(spec.param_names), len(spec.fields))
+                for task, spec in tasks.items()
+            }
+        )
+
+    def solve(
+        self,
+        a_hat: Float[Tensor, "batch channel *grid"],
+        geometry: Float[Tensor, "batch 2 *grid"],
+        features: Float[Tensor, "batch parameter"],
+        task: str,
+    ) -> Float[Tensor, "batch channel *grid"]:
+        """The solution in units of its size, from standardised fields and parameters."""
+        spec = self.tasks[task]
+        constants = features.reshape(*features.shape, *[1] * spec.axes).expand(-1, -1, *a_hat.shape[2:])
+        found: Tensor = self.networks[task](torch.cat([a_hat, geometry, constants], 1), spec.periodic)
+        return found
+
+    def step(
+        self,
+        context: Float[Tensor, "batch context channel *grid"],
+        *,
+        task: str,
+        dt: Float[Tensor, " batch"],
+        params: Float[Tensor, "batch parameter"],
+    ) -> Float[Tensor, "batch channel *grid"]:
+        given, scale = context[:, -1], self.scales[task]
+        geometry = self.geometry(self.shares(task, tuple(given.shape[2:]))).to(given)
+        geometry = geometry.expand(len(given), *geometry.shape)
+        u = self.solve(scale.enter(given, "given"), geometry, self.normalizers[task].params(params), task)
+        return scale.leave(u, "sought")
+
+
 def make_baseline(name: str, tasks: Mapping[str, TaskSpec]) -> Emulator:
-    """The baseline called `name`: persistence, linear, fno or unet."""
+    """The baseline called `name`: persistence, linear, fno or unet; of problems without time where the tasks are."""
+    if name in NETWORKS and all(spec.steady for spec in tasks.values()):
+        return SteadyNetwork(tasks, name)
     if name == "persistence":
         return Persistence(tasks)
     if name == "linear":

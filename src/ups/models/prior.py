@@ -18,27 +18,21 @@ errors of the refinement, which it cannot change.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ups.errors import UpsError
 from ups.models.codec import Codec
 from ups.models.divergence import Divergences
-from ups.models.emulator import Emulator, TaskSpec
+from ups.models.emulator import TaskSpec
 from ups.models.layers import ModuleMap, full_precision
 from ups.models.operator import LatentOperator
 from ups.models.spread import ErrorModel
-from ups.physics.equations import get_equation
-
-GEOMETRY = 2  # channels that tell where the walls are
-
-Role = Literal["given", "sought"]
+from ups.models.steady import GEOMETRY, Role, SteadyEmulator, one_step
 
 
 @dataclass(frozen=True)
@@ -64,31 +58,7 @@ class PriorArchitecture:
     spread_width: int = 16
 
 
-class SteadyScale(nn.Module):
-    """Fields of one task, to and from the units a network works in.
-
-    What is given is standardised; what is sought is divided by its root mean square, so that zero stays zero.
-    """
-
-    mean: Tensor
-    std: Tensor
-    size: Tensor
-
-    def __init__(self, spec: TaskSpec) -> None:
-        super().__init__()
-        shape = (len(spec.fields), *[1] * spec.axes)
-        size = tuple(math.hypot(mean, std) for mean, std in zip(spec.mean, spec.std, strict=True))
-        for name, values in (("mean", spec.given_mean), ("std", spec.given_std), ("size", size)):
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).reshape(shape), persistent=False)
-
-    def enter(self, u: Tensor, role: Role) -> Tensor:
-        return (u - self.mean) / self.std if role == "given" else u / self.size
-
-    def leave(self, u_hat: Tensor, role: Role) -> Tensor:
-        return u_hat * self.std + self.mean if role == "given" else u_hat * self.size
-
-
-class SteadyPrior(Emulator):
+class SteadyPrior(SteadyEmulator):
     """Finds the solution of a steady problem from what is given; a frame of given fields in, the solution out.
 
     Args:
@@ -104,8 +74,7 @@ class SteadyPrior(Emulator):
     def __init__(self, tasks: Mapping[str, TaskSpec], architecture: PriorArchitecture) -> None:
         super().__init__(tasks)
         self.architecture = a = architecture
-        axes = self._refuse_unfit(tasks)
-        self.scales: ModuleMap[SteadyScale] = ModuleMap({task: SteadyScale(spec) for task, spec in tasks.items()})
+        axes = self._axes_of(tasks)
         self.codecs: ModuleMap[Codec] = ModuleMap(
             {
                 task: Codec(len(spec.fields), len(spec.fields) * a.patch**axes, a.patch, spec.periodic)
@@ -137,11 +106,8 @@ class SteadyPrior(Emulator):
         )
 
     @staticmethod
-    def _refuse_unfit(tasks: Mapping[str, TaskSpec]) -> int:
+    def _axes_of(tasks: Mapping[str, TaskSpec]) -> int:
         """The number of axes that all tasks have."""
-        with_time = [task for task, spec in tasks.items() if not spec.steady]
-        if with_time:
-            raise UpsError(f"{', '.join(with_time)}: the steady prior is for problems without time; train the operator")
         dims = {spec.axes for spec in tasks.values()}
         if len(dims) > 1:
             raise UpsError(f"one model serves tasks of one dimension, not {', '.join(tasks)}; train them apart")
@@ -166,33 +132,6 @@ class SteadyPrior(Emulator):
         self, u: Float[Tensor, "batch channel *grid"], *, task: str
     ) -> Float[Tensor, "batch channel *grid"]:
         return self.decode(self.encode(u, task=task, role="sought"), task=task, role="sought")
-
-    # --- geometry ----------------------------------------------------------------------------------------------------
-
-    def shares(self, task: str, grid: tuple[int, ...]) -> tuple[Float[Tensor, " cell"], ...]:
-        """Coordinates of a lattice as shares of the domain, axis by axis.
-
-        A finer lattice begins as many of its own cells from the wall as the trained one does.
-        """
-        spec = self.tasks[task]
-        domain = get_equation(spec.name).domain
-        device, found = self.scales[task].size.device, []
-        for axis, size in enumerate(grid):
-            low, high = domain[axis]
-            spacing = spec.spacing[axis] * spec.lattice[axis] / size
-            first = (spec.origin[axis] - low) * spacing / spec.spacing[axis]
-            found.append((first + spacing * torch.arange(size, device=device)) / (high - low))
-        return tuple(found)
-
-    @staticmethod
-    def geometry(shares: tuple[Tensor, ...]) -> Float[Tensor, "2 *grid"]:
-        """Product and minimum over axes of 4 s (1 - s), which the symmetries of the box leave alone: g and a distance.
-
-        Both vanish at the walls; in the middle they are 1.
-        """
-        bumps = torch.meshgrid(*((4 * share * (1 - share)).clamp(min=0) for share in shares), indexing="ij")
-        stacked = torch.stack(bumps)
-        return torch.stack([stacked.prod(0), stacked.amin(0)]).to(stacked.dtype)
 
     # --- refinement --------------------------------------------------------------------------------------------------
 
@@ -252,17 +191,6 @@ class SteadyPrior(Emulator):
 
     # --- emulator ----------------------------------------------------------------------------------------------------
 
-    def check(self, context: Tensor, task: str, dt: Tensor | None = None) -> None:
-        """Refuses fields that are not of the task, or on a lattice that is no whole multiple of the trained one."""
-        spec = self.tasks.get(task)
-        grid = tuple(context.shape[3:])
-        if spec is not None and len(grid) == spec.axes and all(size >= 1 for size in grid):
-            factors = {divmod(size, trained) for size, trained in zip(grid, spec.lattice, strict=True)}
-            if len(factors) == 1 and factors.pop()[1] == 0 and grid[0] >= spec.lattice[0]:
-                every = [slice(None)] * 3 + [slice(None, trained) for trained in spec.lattice]
-                context = context[tuple(every)]
-        super().check(context, task, dt)
-
     def step(
         self,
         context: Float[Tensor, "batch context channel *grid"],
@@ -273,21 +201,6 @@ class SteadyPrior(Emulator):
     ) -> Float[Tensor, "batch channel *grid"]:
         u, _ = self.solve(context[:, -1], task, params)
         return self.scales[task].leave(u, "sought")
-
-    def rollout(
-        self,
-        context: Float[Tensor, "batch context channel *grid"],
-        steps: int,
-        *,
-        task: str,
-        dt: Float[Tensor, " batch"],
-        params: Float[Tensor, "batch parameter"],
-        mode: str = "physical",
-    ) -> Float[Tensor, "batch 1 channel *grid"]:
-        """The solution; `steps` must be 1."""
-        self.check(context, task, dt)
-        _one_step(task, steps)
-        return self.step(context, task=task, dt=dt, params=params)[:, None]
 
     @property
     def draws(self) -> bool:
@@ -307,17 +220,12 @@ class SteadyPrior(Emulator):
     ) -> Float[Tensor, "member batch 1 channel *grid"]:
         """Samples of the solution around the deterministic one; `steps` must be 1."""
         self.check(context, task, dt)
-        _one_step(task, steps)
+        one_step(task, steps)
         u, size = self.solve(context[:, -1], task, params)
         errors = self.errors[task]
         noise = errors.noise(members, len(u), self.shares(task, tuple(u.shape[2:])), rng)
         found: Tensor = self.scales[task].leave(u + errors.level * size * noise, "sought")[:, :, None]
         return found
-
-
-def _one_step(task: str, steps: int) -> None:
-    if steps != 1:
-        raise UpsError(f"{task} has no time: it has one solution, so that steps must be 1, not {steps}")
 
 
 def _shifted(shares: tuple[Tensor, ...], factor: int) -> Iterator[tuple[tuple[slice, ...], tuple[Tensor, ...]]]:

@@ -16,9 +16,8 @@ from ups.pipeline.records import digest
 from ups.pipeline.train import find_focus, fit_closed_form, validation_of
 from ups.pipeline.workspace import Workspace
 from ups.runtime import seed_everything
-from ups.training.objectives import EmulatorObjective
 from ups.training.schedule import Budget
-from ups.training.stages import BASELINE_OPTIMIZERS, build_augments
+from ups.training.stages import BASELINE_OPTIMIZERS, baseline_objective, build_augments
 
 PREDICTING: tuple[StageName, ...] = ("codec", "operator", "steady_prior")
 
@@ -39,15 +38,15 @@ def train_baseline(workspace: Workspace, name: str) -> Emulator:
     emulator = make_baseline(name, workspace.specs).to(workspace.device)
     budget = Budget("seconds", training_seconds(workspace))
     fitted = fit_closed_form(workspace, emulator)
-    if not isinstance(emulator, StepEmulator) or not any(p.requires_grad for p in emulator.parameters()):
+    if not any(p.requires_grad for p in emulator.parameters()):
         return emulator.eval()
-    batch_size = workspace.batch_size("operator")
+    batch_size = workspace.batch_size(workspace.main_stage)
     return train_emulator(workspace, emulator, fitted, BASELINE_OPTIMIZERS[name], budget, batch_size)
 
 
 def train_emulator(
     workspace: Workspace,
-    emulator: StepEmulator,
+    emulator: Emulator,
     before: str,
     optimizer: OptimizerSettings,
     budget: Budget,
@@ -55,7 +54,7 @@ def train_emulator(
     *,
     focused: bool = False,
 ) -> Emulator:
-    """Trains an emulator other than the simulator one step ahead, unless its record says that it is done.
+    """Trains an emulator other than the simulator one step ahead, or to solve, unless its record says that it is done.
 
     Args:
         emulator: on the workspace's device; what it has in closed form is fitted.
@@ -76,14 +75,14 @@ def train_emulator(
     plan = Plan(
         name=step,
         emulator=emulator,
-        objective=EmulatorObjective(emulator, build_augments(settings, workspace.splits["train"])),
+        objective=baseline_objective(emulator, build_augments(settings, workspace.splits["train"])),
         budget=budget,
         optimizer=optimizer,
         batch_size=batch_size,
         patience=None,
         validate=validation_of(workspace, step, emulator),
         key=key,
-        focus=find_focus(workspace, emulator) if focused else None,
+        focus=find_focus(workspace, emulator) if focused and isinstance(emulator, StepEmulator) else None,
     )
     run_plan(workspace, plan, folder)
     return emulator.eval()

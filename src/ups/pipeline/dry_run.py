@@ -15,7 +15,6 @@ from ups.config.schema import StageName
 from ups.data.latents import free_memory
 from ups.errors import UpsError
 from ups.models.baselines import make_baseline
-from ups.models.step import StepEmulator
 from ups.pipeline.baselines import PREDICTING
 from ups.pipeline.check_report import duration
 from ups.pipeline.plan import make_loader
@@ -23,10 +22,10 @@ from ups.pipeline.train import STAGES, stages_of
 from ups.pipeline.workspace import Workspace
 from ups.training.loop import LoopSettings, Objective
 from ups.training.monitor import peak_memory
-from ups.training.objectives import CodecObjective, EmulatorObjective
+from ups.training.objectives import CodecObjective
 from ups.training.prior import SteadyPriorObjective
 from ups.training.schedule import Budget
-from ups.training.stages import build_augments, build_objective
+from ups.training.stages import baseline_objective, build_augments, build_objective
 
 BYTES = 4  # of a float32
 IN_MEMORY = 6  # floats that a trained parameter takes: itself, gradient, two moments, average, best value so far
@@ -102,15 +101,16 @@ def _trainings(workspace: Workspace) -> Iterator[tuple[str, Objective, int, Budg
     if workspace.steady:
         prior = workspace.new_prior().to(workspace.device)
         yield of_stage(STAGES[-1], SteadyPriorObjective(prior, augments))
-        return
-    simulator = workspace.new_simulator().to(workspace.device)
-    for stage in stages_of(workspace):
-        if not settings.stage(stage).skipped:
-            yield of_stage(stage, build_objective(stage, settings, simulator, augments))
+    else:
+        simulator = workspace.new_simulator().to(workspace.device)
+        for stage in stages_of(workspace):
+            if not settings.stage(stage).skipped:
+                yield of_stage(stage, build_objective(stage, settings, simulator, augments))
     for name in settings.evaluation.baselines:
         emulator = make_baseline(name, workspace.specs).to(workspace.device)
-        if isinstance(emulator, StepEmulator) and any(p.requires_grad for p in emulator.parameters()):
-            yield f"baseline {name}", EmulatorObjective(emulator, augments), workspace.batch_size("operator"), None
+        if any(p.requires_grad for p in emulator.parameters()):
+            batch_size = workspace.batch_size(workspace.main_stage)
+            yield f"baseline {name}", baseline_objective(emulator, augments), batch_size, None
 
 
 def _try_batch(

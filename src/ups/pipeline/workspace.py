@@ -185,14 +185,17 @@ class Workspace:
                 raise UsageError(
                     f"stages.{name}: {', '.join(self.settings.data.task)} {what}; the stages trained for it: {wanted}"
                 )
-        in_time = [name for name in self.settings.evaluation.baselines if name != "persistence"]
-        if without_time and in_time:
+        if without_time and "linear" in self.settings.evaluation.baselines:
             raise UsageError(
-                f"evaluation.baselines: {', '.join(in_time)} predict a step in time, and "
-                f"{', '.join(self.settings.data.task)} has none; persistence (the train mean) is the one baseline of a "
-                "steady problem"
+                f"evaluation.baselines: linear predicts a step in time, and {', '.join(self.settings.data.task)} has "
+                "none; a steady problem has persistence (the train mean), fno and unet"
             )
         return without_time
+
+    @property
+    def main_stage(self) -> StageName:
+        """The stage that trains what predicts."""
+        return "steady_prior" if self.steady else "operator"
 
     # --- models ------------------------------------------------------------------------------------------------------
 
@@ -213,7 +216,7 @@ class Workspace:
     def write_metadata(self) -> None:
         """Writes `metadata.json`, what was run, on what, with which versions; and `data.json` beside it."""
         self.write_hashes()
-        stage: StageName = "steady_prior" if self.steady else "operator"
+        stage = self.main_stage
         trained = self.records.key(stage) is not None or self.settings.stage(stage).skipped
         finished = {step: record["finished_at"] for step, record in self.records.records.items()}
         versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "h5py", "pydantic")}

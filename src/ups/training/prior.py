@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ups.data.augment import Augment
 from ups.data.fields import Batch
+from ups.models.baselines import SteadyNetwork
 from ups.models.layers import full_precision
 from ups.models.prior import SteadyPrior
+from ups.models.steady import SteadyEmulator
 from ups.training.losses import relative_l2
 
 SPREAD_WEIGHT = (
@@ -43,7 +45,7 @@ class SteadyPriorObjective:
 
     def __call__(self, batch: Batch, rng: torch.Generator) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         task, scale = batch.task, self.prior.scales[batch.task]
-        given, sought, geometry = self._transformed(batch, rng)
+        given, sought, geometry = transformed(self.prior, self.augments, batch, rng)
         a_hat, truth = scale.enter(given, "given"), scale.enter(sought, "sought")
         features = self.prior.normalizers[task].params(batch.params)
         iterates = self.prior.refine(a_hat, geometry, features, task)
@@ -61,14 +63,43 @@ class SteadyPriorObjective:
         first, last = losses.detach()[[0, -1]]
         return loss, {"first": first, "relative": last, "spread": spread.detach().mean()}
 
-    def _transformed(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """What is given, what is sought, and the geometry, each (batch, channel, *grid), after the same symmetries."""
-        shares = self.prior.shares(batch.task, tuple(batch.frames.shape[3:]))
-        geometry = self.prior.geometry(shares).to(batch.frames)  # (2, *grid): goes along as two more frames
-        more = geometry[None, :, None].expand(len(batch), -1, *batch.frames.shape[2:])
-        frames = self.augments[batch.task](replace(batch, frames=torch.cat([batch.frames, more], dim=1)), rng).frames
-        # An odd field's sign is not the geometry's, which is never negative.
-        return frames[:, 0], frames[:, 1], frames[:, 2:, 0].abs()
+
+class SteadyNetworkObjective:
+    """Relative L2 of a steady network's solution, under the symmetries that the prior is trained with.
+
+    Args:
+        network: what is trained.
+        augments: the random symmetries of each task.
+    """
+
+    def __init__(self, network: SteadyNetwork, augments: Mapping[str, Augment]) -> None:
+        self.module = network
+        self.network, self.augments = network, augments
+
+    def plan(self, epoch: int, fraction: float) -> int:
+        """A sample has its one solution, always."""
+        return 1
+
+    def __call__(self, batch: Batch, rng: torch.Generator) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        task, scale = batch.task, self.network.scales[batch.task]
+        given, sought, geometry = transformed(self.network, self.augments, batch, rng)
+        features = self.network.normalizers[task].params(batch.params)
+        found = self.network.solve(scale.enter(given, "given"), geometry, features, task)
+        with full_precision(sought):
+            loss = relative_l2(found, scale.enter(sought, "sought"))
+        return loss, {"relative": loss.detach()}
+
+
+def transformed(
+    emulator: SteadyEmulator, augments: Mapping[str, Augment], batch: Batch, rng: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is given, what is sought, and the geometry, each (batch, channel, *grid), after the same symmetries."""
+    shares = emulator.shares(batch.task, tuple(batch.frames.shape[3:]))
+    geometry = emulator.geometry(shares).to(batch.frames)  # (2, *grid): goes along as two more frames
+    more = geometry[None, :, None].expand(len(batch), -1, *batch.frames.shape[2:])
+    frames = augments[batch.task](replace(batch, frames=torch.cat([batch.frames, more], dim=1)), rng).frames
+    # An odd field's sign is not the geometry's, which is never negative.
+    return frames[:, 0], frames[:, 1], frames[:, 2:, 0].abs()
 
 
 def gaussian_crps(error: Tensor, size: Tensor) -> Tensor:

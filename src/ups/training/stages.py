@@ -13,7 +13,10 @@ from ups.config.schema import Settings, StageName
 from ups.data.augment import Augment
 from ups.data.trajectories import TrajectorySet
 from ups.errors import UpsError
+from ups.models.baselines import SteadyNetwork
+from ups.models.emulator import Emulator
 from ups.models.simulator import Simulator
+from ups.models.step import StepEmulator
 from ups.training.builders import add_corrector
 from ups.training.diffusion import (
     DiffusionObjective,
@@ -23,8 +26,9 @@ from ups.training.diffusion import (
     tau_distribution,
 )
 from ups.training.losses import InverseCurriculum
-from ups.training.objectives import CodecObjective, OperatorObjective, OperatorTerms
+from ups.training.objectives import CodecObjective, EmulatorObjective, OperatorObjective, OperatorTerms
 from ups.training.physics import build_priors
+from ups.training.prior import SteadyNetworkObjective
 
 BASELINE_OPTIMIZERS = {
     "fno": OptimizerSettings(name="adamw", lr=8e-3, weight_decay=1e-4),
@@ -81,6 +85,17 @@ def build_objective(
     curriculum = InverseCurriculum(training.inverse_loss_warmup_epochs, training.inverse_loss_max_weight)
     priors = build_priors(training.physics_priors, simulator)
     return OperatorObjective(simulator, augments, terms, curriculum, priors)
+
+
+def baseline_objective(
+    emulator: Emulator, augments: Mapping[str, Augment]
+) -> EmulatorObjective | SteadyNetworkObjective:
+    """What a network other than the simulator is trained by: a step in time, or the solution where there is none."""
+    if isinstance(emulator, SteadyNetwork):
+        return SteadyNetworkObjective(emulator, augments)
+    if isinstance(emulator, StepEmulator):
+        return EmulatorObjective(emulator, augments)
+    raise TypeError(f"'{emulator.name}' has nothing to train")
 
 
 def build_corrector_objective(
