@@ -105,4 +105,4 @@ def test_the_same_settings_give_the_same_bits(darcy: Path) -> None:
 def test_its_dry_run_is_checked(darcy: Path) -> None:
     report = check_pipeline(load_settings(darcy), progress=SilentProgress())
     assert report.problems == ()
-    assert [trial.name for trial in report.trainings] == ["steady_prior"]
+    assert [trial.name for trial in report.trainings] == ["steady_prior", "baseline fno"]
