@@ -17,6 +17,8 @@ def test_norms_are_per_sample() -> None:
     assert relative_l2(prediction, truth).item() == pytest.approx((1 + 0.1) / 2)
     assert normalized_mse(prediction, truth).item() == pytest.approx((1 + 0.01) / 2)
     assert mean_square(prediction, truth).item() == pytest.approx(12.5)
+    assert relative_l2(prediction, truth, least=10.0).item() == pytest.approx((0.5 + 0.1) / 2)
+    assert normalized_mse(prediction, truth, least=10.0).item() == pytest.approx((0.25 + 0.01) / 2)
 
 
 @pytest.mark.parametrize("shape", [(32,), (16, 16)])

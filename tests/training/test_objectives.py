@@ -332,3 +332,23 @@ def test_priors_of_the_settings_reach_the_operators_objective() -> None:
         build_objective("operator", make_settings(training={"physics_priors": asked}), simulator, AUGMENTS)
     trained = make_settings(training={"physics_priors": asked}, latent={"codec": {"train_with_operator": True}})
     build_objective("operator", trained, simulator, AUGMENTS)
+
+
+def test_a_field_that_is_almost_zero_does_not_outweigh_all_others() -> None:
+    """Where a truth passes through the mean of the data, its error counts against a tenth of a field's usual size."""
+    batch, curriculum = make_batch(), InverseCurriculum(0, 1.0)
+    simulator = make_simulator(latent_dim=4)
+    normalizer = simulator.normalizers["task"]
+    batch.frames[0, 1] = normalizer.inverse(torch.full((1, 1, 32), 1e-6))[0]
+    network = NetworkEmulator(simulator.tasks, "fno")
+    _, metrics = OperatorObjective(simulator, AUGMENTS, OperatorTerms(), curriculum)(batch, torch.Generator())
+    _, plain = EmulatorObjective(network, AUGMENTS)(batch, torch.Generator())
+    with torch.no_grad():
+        arguments = {"task": "task", "dt": batch.dt, "params": batch.params}
+        for emulator, found in ((simulator, metrics["relative"]), (network, plain["relative"])):
+            truth = normalizer(batch.frames[:, 1])
+            error = (normalizer(emulator.step(batch.frames[:, :1], **arguments)) - truth).flatten(1).norm(dim=1)
+            size = truth.flatten(1).norm(dim=1)
+            size[0] = 0.1 * 32**0.5
+            torch.testing.assert_close(found, (error / size).mean(), rtol=1e-4, atol=0)
+    assert metrics["forward"] < 1e4

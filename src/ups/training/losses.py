@@ -5,24 +5,34 @@ Shapes: normalised fields (batch, channel, *grid), latents (batch, latent, *toke
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 TINY = 1e-8
+LEAST = 0.1
+"""Of the usual size of a normalised field, 1: smaller truths count as that. A field that passes uniformly through its
+mean over the data is almost zero in these units; its relative error says nothing, and would outweigh all others."""
 
 
-def relative_l2(prediction: Tensor, truth: Tensor) -> Float[Tensor, ""]:
-    """mean over samples of |p - u| / |u|, norms over all other dims."""
+def relative_l2(prediction: Tensor, truth: Tensor, least: float = TINY) -> Float[Tensor, ""]:
+    """mean over samples of |p - u| / max(|u|, least), norms over all other dims."""
     error: Tensor = (prediction - truth).flatten(1).norm(dim=1)
     scale: Tensor = truth.flatten(1).norm(dim=1)
-    return (error / scale.clamp_min(TINY)).mean()
+    return (error / scale.clamp_min(least)).mean()
 
 
-def normalized_mse(prediction: Tensor, truth: Tensor) -> Float[Tensor, ""]:
-    """mean over samples of |p - z|^2 / |z|^2, norms over all other dims."""
+def normalized_mse(prediction: Tensor, truth: Tensor, least: float = TINY) -> Float[Tensor, ""]:
+    """mean over samples of |p - z|^2 / max(|z|, least)^2, norms over all other dims."""
     error, scale = (prediction - truth).flatten(1).square().sum(1), truth.flatten(1).square().sum(1)
-    return (error / scale.clamp_min(TINY)).mean()
+    return (error / scale.clamp_min(max(least**2, TINY))).mean()
+
+
+def least_norm(u: Float[Tensor, "batch channel *where"]) -> float:
+    """The norm that a normalised field of this many values counts as at least."""
+    return LEAST * math.sqrt(math.prod(u.shape[1:]))
 
 
 def mean_square(prediction: Tensor, truth: Tensor) -> Float[Tensor, ""]:

@@ -19,7 +19,7 @@ from ups.data.fields import Batch
 from ups.models.layers import full_precision
 from ups.models.simulator import Simulator
 from ups.models.step import StepEmulator
-from ups.training.losses import InverseCurriculum, mean_square, normalized_mse, relative_l2, spectral_loss
+from ups.training.losses import InverseCurriculum, least_norm, mean_square, normalized_mse, relative_l2, spectral_loss
 from ups.training.physics import PhysicsPriors, Prediction
 
 Scalar = Float[Tensor, ""]
@@ -71,7 +71,8 @@ class CodecObjective:
         codec = self.simulator.codecs[batch.task]
         index = sample_queries(u.shape[2:], self.num_queries, rng)
         with full_precision(u):
-            loss = relative_l2(at_queries(codec.decode(codec.encode(u)), index), at_queries(u, index))
+            truth = at_queries(u, index)
+            loss = relative_l2(at_queries(codec.decode(codec.encode(u)), index), truth, least_norm(truth))
         return loss, {"reconstruction": loss.detach()}
 
 
@@ -102,6 +103,7 @@ class OperatorObjective:
 
     where z^ is the *predicted* latent: every term but the reconstruction `inv_enc` sends its gradient to the operator,
     and the roll-out's flows through all of its steps. Roll-outs join for the last part of the budget (`rollout_start`).
+    What is divided by counts as a tenth of a field's usual size at least (`losses.LEAST`).
 
     A batch may hold latents of a frozen codec in place of its frames. Nothing is encoded then, and u is D(z), which is
     u itself only where the codec loses nothing: a lossy codec's operator is held to what the codec can express.
@@ -179,11 +181,8 @@ class OperatorObjective:
         fields = [codec.decode(z_next) for z_next in predictions]
         decoded = fields[0]
         losses: dict[str, tuple[float, Callable[[], Tensor]]] = {
-            "forward": (terms.forward, lambda: normalized_mse(predictions[0], z[:, first])),
-            "relative": (
-                terms.relative,
-                lambda: relative_l2(at_queries(decoded, index), at_queries(truth.targets()[:, 0], index)),
-            ),
+            "forward": (terms.forward, lambda: normalized_mse(predictions[0], z[:, first], least_norm(decoded))),
+            "relative": (terms.relative, lambda: self._relative(decoded, truth.targets()[:, 0], index)),
             "spectral": (terms.spectral, lambda: spectral_loss(decoded, truth.targets()[:, 0])),
             "rollout": (
                 terms.rollout * (len(predictions) > 1),
@@ -228,12 +227,13 @@ class OperatorObjective:
         return Prediction(frames, truth, torch.stack(predictions, dim=1), batch.params, batch.dt)
 
     def _rollout(self, fields: list[Tensor], truth: Tensor, index: Tensor | None) -> Tensor:
-        terms = [
-            relative_l2(at_queries(field, index), at_queries(truth[:, k], index))
-            for k, field in enumerate(fields)
-            if k > 0
-        ]
+        terms = [self._relative(field, truth[:, k], index) for k, field in enumerate(fields) if k > 0]
         return torch.stack(terms).mean()
+
+    @staticmethod
+    def _relative(field: Tensor, truth: Tensor, index: Tensor | None) -> Tensor:
+        found = at_queries(field, index)
+        return relative_l2(found, at_queries(truth, index), least_norm(found))
 
     def _inverse_encoding(self, z: Tensor, u: Tensor, task: str, index: Tensor | None) -> Tensor:
         return mean_square(at_queries(self.simulator.codecs[task].decode(z), index), at_queries(u, index))
@@ -256,5 +256,5 @@ class EmulatorObjective:
             u[:, : batch.context], task=batch.task, dt=batch.dt, params=batch.params
         )
         with full_precision(u):
-            loss = relative_l2(found, u[:, batch.context])
+            loss = relative_l2(found, u[:, batch.context], least_norm(found))
         return loss, {"relative": loss.detach()}
