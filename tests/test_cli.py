@@ -363,6 +363,46 @@ def test_a_folder_that_is_no_run_is_wrong_usage(cli: Ups, tmp_path: Path, comman
     assert str(tmp_path / "none") in done.err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "none.yaml"],
+        ["check", "none.yaml"],
+        ["train", "none.yaml"],
+        ["data", "inspect", "none.h5"],
+        ["data", "inspect", "."],
+        ["data", "make", "burger1d", "--out", "o.h5", "--samples", "1", "--seed", "0"],
+        ["data", "make", "burgers1d", "--out", "o.h5", "--samples", "1", "--seed", "0", "mu=1"],
+        ["data", "make", "burgers1d", "--out", "o.h5", "--samples", "0", "--seed", "0"],
+        ["evaluate", "run", "--data", "none.h5"],
+        ["evaluate", "run", "--split", "trial"],
+        ["rollout", "run", "none.h5", "--steps", "1", "--out", "o.h5"],
+        ["rollout", "run", "none.h5", "--steps", "1"],
+        ["train", "settings.yaml", "--stage", "operater"],
+        ["train", "settings.yaml", "--stage", "diff_residual"],
+        ["train", "settings.yaml", "--stage", "steady_prior"],
+        ["train", "settings.yaml", "task=burger1d"],
+        ["run", "settings.yaml", "stages.steady_prior.steps=3"],
+        ["run", "settings.yaml", "task=darcy2d", "evaluation.baselines=[fno]"],
+        ["run", "settings.yaml", "stages.operator.seconds=0"],
+        ["run", "settings.yaml", "--force", "trainn"],
+        ["watch", "none", "--once"],
+        ["report", "none"],
+        ["board", "--runs-dir", "none"],
+    ],
+)
+def test_what_was_typed_wrongly_exits_2(
+    cli: Ups, config: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(config.parent)
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text(config.read_text())
+    done = cli(*command)
+    assert (done.code, done.out) == (2, ""), done.err
+    assert done.err.strip()
+    assert "Traceback" not in done.err
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 

@@ -44,7 +44,7 @@ def write(run: Path, records: list[dict[str, Any]], torn: str = "") -> None:
 
 def test_a_frame_shows_curves_speed_time_left_and_health(tmp_path: Path) -> None:
     run = tmp_path / "burgers1d-0123"
-    codec = [record(200, "codec", loss=1.0, best_nrmse=0.25), record(400, "codec", loss=1.0, best_nrmse=0.125)]
+    codec = [record(200, "codec", loss=1.0, valid_nrmse=0.25), record(400, "codec", loss=1.0, valid_nrmse=0.125)]
     steps = [record(step, **metrics(step)) for step in range(20, 420, 20)]
     scores = [record(400, valid_nrmse=0.5, best_nrmse=0.5, best_step=400)]
     bad = [record(400, skipped_steps=5, rollbacks=1, diagnosis="step 390 was not finite")]
@@ -52,7 +52,7 @@ def test_a_frame_shows_curves_speed_time_left_and_health(tmp_path: Path) -> None
     os.utime(run / "log.jsonl", (time.time() - 300, time.time() - 300))
     shown = watch_once(run, width=140)
     assert "burgers1d-0123, last record 5 min ago" in shown
-    assert "codec: 400 steps, 40 s, best validation 0.125" in shown
+    assert "codec: 400 steps, 40 s, best validation nrmse 0.125" in shown
     for part in ("40 %", "step 400", "epoch 4.00", "60 s left", "320 samples/s", "2e+05 points/s", "12.5 s an epoch"):
         assert part in shown, part
     for part in ("3 % waiting for data", "512 MiB", "rate 0.004", "best 0.5", "0.0025"):
@@ -62,6 +62,21 @@ def test_a_frame_shows_curves_speed_time_left_and_health(tmp_path: Path) -> None
     assert "█" in next(line for line in shown.splitlines() if "loss" in line)
     assert "MFU" not in shown
     assert max(map(len, shown.splitlines())) <= 140
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize(("stage", "score"), [("diff_residual", "crps"), ("consistency_distill", "distance")])
+def test_what_validations_score_is_called_by_its_name(tmp_path: Path, stage: str, score: str, older: bool) -> None:
+    key = "valid_nrmse" if older else f"valid_{score}"  # older logs called every score so
+    scored = [record(step, stage, loss=1.0, **{key: 100 / step}) for step in (200, 400)]
+    write(tmp_path / "run", [*scored, *(record(step, loss=1.0, valid_nrmse=0.5) for step in (200, 400))])
+    shown = watch_once(tmp_path / "run", width=140)
+    assert f"{stage}: 400 steps, 40 s, best validation {score} 0.25" in shown
+    assert "validation nrmse" in shown
+    write(tmp_path / "run", scored)
+    line = next(line for line in watch_once(tmp_path / "run", width=140).splitlines() if "validation" in line)
+    assert f"validation {score}" in line
+    assert "best 0.25" in line
 
 
 def test_a_log_that_grows_line_by_line_can_be_watched_at_any_byte(tmp_path: Path) -> None:

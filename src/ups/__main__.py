@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 
+import ups.timing  # noqa: F401 (its clock starts with the process)
+
 
 def main() -> None:
     """Run the command line; Ctrl-C before it is imported ends the process without a traceback."""

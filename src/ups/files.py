@@ -6,7 +6,20 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from ups.errors import UpsError
+from ups.errors import UpsError, UsageError
+
+
+def require_files(*paths: Path) -> None:
+    """Refuses paths that name no file.
+
+    Raises:
+        UsageError: every such path.
+    """
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        whats = ["is a folder, not a file" if path.is_dir() else "no such file" for path in missing]
+        lines = [f"{path}: {what}; check the path" for path, what in zip(missing, whats, strict=True)]
+        raise UsageError("\n".join(lines))
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

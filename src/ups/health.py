@@ -31,6 +31,10 @@ NEARLY_DONE = 0.9  # part of the budget after which a plateau is what a schedule
 
 Severity = Literal["bad", "warning", "good"]
 
+SCORES = {"diff_residual": "crps", "consistency_distill": "distance"}
+"""What validations score in stages where it is no nrmse: the CRPS of ensembles over the size of the truth, and the
+student's distance to its teacher's samples, in spreads, squared."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -102,6 +106,21 @@ def judge(records: Sequence[Record]) -> list[Finding]:
     return found
 
 
+def score_of(stage: str) -> str:
+    """What the validations of a stage score; their records hold `valid_` and `best_` of it."""
+    return SCORES.get(stage, "nrmse")
+
+
+def validations(records: Sequence[Record]) -> list[tuple[int, float]]:
+    """Step and score of every validation of one stage that has a finite one; older logs call every score `nrmse`."""
+    found = []
+    for record in records:
+        value = record.get(f"valid_{score_of(str(record['stage']))}", record.get("valid_nrmse"))
+        if isinstance(value, int | float) and math.isfinite(value):
+            found.append((int(record["step"]), float(value)))
+    return found
+
+
 def series(records: Sequence[Record], name: str) -> list[float]:
     """The finite values of a metric, in order."""
     values = (record.get(name) for record in records)
@@ -167,7 +186,7 @@ def judge_spikes(stage: str, records: Sequence[Record]) -> Finding | None:
 
 def judge_plateau(stage: str, records: Sequence[Record]) -> Finding | None:
     """Validations that have stopped improving while much of the budget is left."""
-    scores = series(records, "valid_nrmse")
+    scores = [score for _, score in validations(records)]
     done = series(records, "progress")
     if len(scores) < 2 * FLAT_VALIDATIONS or (done and done[-1] > NEARLY_DONE):
         return None
@@ -184,12 +203,11 @@ def judge_plateau(stage: str, records: Sequence[Record]) -> Finding | None:
 
 def judge_overfitting(stage: str, records: Sequence[Record]) -> Finding | None:
     """A train loss that falls while the validation rises, from its best on."""
-    scored = [r for r in records if series([r], "valid_nrmse")]
+    scored = validations(records)
     if len(scored) < FEWEST:
         return None
-    best = min(range(len(scored)), key=lambda i: float(scored[i]["valid_nrmse"]))
-    rise = statistics.fmean(series(scored, "valid_nrmse")[-3:]) / max(float(scored[best]["valid_nrmse"]), 1e-30)
-    step = scored[best]["step"]
+    step, best = min(scored, key=lambda one: one[1])
+    rise = statistics.fmean(score for _, score in scored[-3:]) / max(best, 1e-30)
     losses = [(r["step"], float(r["loss"])) for r in records if series([r], "loss")]
     then, now = [loss for at, loss in losses if at <= step][-3:], [loss for at, loss in losses if at > step][-3:]
     if not then or not now or rise < RISE or statistics.fmean(now) > FALL * statistics.fmean(then):

@@ -1,16 +1,19 @@
-"""The process a run lives in: device, threads, seeds, determinism, rank, the run's name, and how progress is told."""
+"""The process a run lives in: device, threads, seeds, determinism, rank, the run's name, and how progress is told.
+
+PyTorch is imported by what needs it: a command that turns out to have nothing to do does not wait for it.
+"""
 
 from __future__ import annotations
 
 import os
 import random
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from ups.errors import SettingsError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     Raises:
         SettingsError: `cuda` was asked for and PyTorch finds no GPU.
     """
+    import torch
+
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         raise SettingsError("device is cuda, but PyTorch finds no GPU here; set device=cpu, or device=auto")
@@ -51,6 +56,9 @@ def seed_everything(seed: int) -> torch.Generator:
     Args:
         seed: a whole number from 0; each rank passes the same one and draws its own stream from the sampler.
     """
+    import numpy as np
+    import torch
+
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (libraries that draw from the global state must be seeded too)
     torch.manual_seed(seed)
@@ -65,6 +73,8 @@ def prepare_process(*, threads: int | None, deterministic: bool, benchmark: bool
         deterministic: refuse operations that have no deterministic form, and let cuBLAS reduce in a fixed order.
         benchmark: let cuDNN time its algorithms and keep the fastest; ignored when `deterministic`.
     """
+    import torch
+
     if threads is not None:
         torch.set_num_threads(threads)
     if deterministic:

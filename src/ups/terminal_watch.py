@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ups.health import Finding, Record, by_stage, judge, series
+from ups.health import Finding, Record, by_stage, judge, score_of, series, validations
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -82,11 +82,11 @@ def frame(name: str, records: Sequence[Record], age: float) -> RenderableType:
 
 
 def _summary(stage: str, records: Sequence[Record]) -> str:
-    best = series(records, "best_nrmse")
+    scores = [score for _, score in validations(records)]
     elapsed = series(records, "elapsed")
     parts = [f"{_plain(stage)}: {max(int(r['step']) for r in records)} steps"]
     parts += [duration(elapsed[-1])] if elapsed else []
-    parts += [f"best validation {min(best):.4g}"] if best else []
+    parts += [f"best validation {score_of(stage)} {min(scores):.4g}"] if scores else []
     parts += [str(f.what) for f in judge(records) if f.severity == "bad"]
     return ", ".join(parts)
 
@@ -116,10 +116,12 @@ def _figures(records: Sequence[Record]) -> Table:
         last("epoch", "epoch {:.2f}"),
         None if left is None or (done and done[-1] >= 1) else f"{duration(left)} left",
     )
-    for label, name in (("loss", "loss"), ("gradient", "grad_norm"), ("validation", "valid_nrmse")):
-        values = series(records, name)
-        best = f"best {min(values):.4g}" if name == "valid_nrmse" and values else None
-        row(label, sparkline(values), f"{values[-1]:.4g}" if values else None, best)
+    for label, values in (("loss", series(records, "loss")), ("gradient", series(records, "grad_norm"))):
+        row(label, sparkline(values), f"{values[-1]:.4g}" if values else None)
+    scores = [score for _, score in validations(records)]
+    if scores:
+        label = f"validation {score_of(str(records[-1]['stage']))}"
+        row(label, sparkline(scores), f"{scores[-1]:.4g}", f"best {min(scores):.4g}")
     row(
         "speed",
         last("samples_per_second", "{:.4g} samples/s"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 BEGAN = time.perf_counter() - time.process_time()
 """About when this process began, of which this module is one of the first imports."""
@@ -63,6 +64,14 @@ class Timings:
         self._charge()
         chosen = [part for part in self.parts.values() if compute in (None, part.compute)]
         return Part(bool(compute), sum(part.seconds for part in chosen), sum(part.cpu for part in chosen))
+
+    def to_json(self) -> dict[str, Any]:
+        """Every part, and the sums of overhead, compute and all."""
+        sums = {"overhead": self.total(compute=False), "compute": self.total(compute=True), "all": self.total()}
+        return {
+            "parts": {name: asdict(part) for name, part in self.parts.items()},
+            "sums": {name: {"seconds": part.seconds, "cpu": part.cpu} for name, part in sums.items()},
+        }
 
     def rows(self) -> list[dict[str, str]]:
         """A table: every part in order, then the overhead (all that does not compute) and the sum."""

@@ -338,3 +338,19 @@ def test_settings_are_frozen() -> None:
     settings = Settings.model_validate({"task": "burgers1d"})
     with pytest.raises(ValidationError, match="frozen"):
         settings.training.batch_size = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("budget", ["seconds: 0", "steps: 0", "seconds: 0.0"])
+def test_a_budget_of_nothing_says_how_a_stage_is_skipped(tmp_path: Path, budget: str) -> None:
+    said = problems_of(tmp_path, MINIMAL + f"stages: {{diff_residual: {{{budget}}}}}\n")
+    assert "must be above 0" in said
+    assert "; to skip the stage, give stages.diff_residual.epochs=0" in said
+    assert "to skip" not in problems_of(tmp_path, MINIMAL + "stages: {operator: {seconds: -1}}\n")
+
+
+def test_a_stage_has_checkpoints_at_its_own_interval_or_at_that_of_all(tmp_path: Path) -> None:
+    stages = "stages: {diff_residual: {checkpoint_interval: 4, epochs: 1}}\n"
+    top = write(tmp_path, top=MINIMAL + "training: {checkpoint_interval: 9}\n" + stages)
+    settings = load_settings(top)
+    assert settings.checkpoint_interval_of("diff_residual") == 4
+    assert settings.checkpoint_interval_of("operator") == 9

@@ -20,14 +20,17 @@ from tests.layouts import write_task
 
 import ups
 from ups.config.load import load_settings
+from ups.data.inspect import inspect_file
 from ups.errors import DataError, UpsError, UsageError
 from ups.evaluation.board import Board
 from ups.evaluation.leaderboard import Leaderboard
 from ups.pipeline.checks import ChecksFailed
 from ups.pipeline.evaluate import evaluate_run
+from ups.pipeline.plan import TimedStore
 from ups.pipeline.rollout import rollout_file
 from ups.pipeline.run import RunOutcome, check_pipeline, run_pipeline, train_pipeline
 from ups.runtime import SilentProgress
+from ups.timing import Timings
 
 SIZES = {
     1: {"latent": {"dim": 16, "patch": 4}, "pdet": {"hidden_dim": 16, "depths": 1, "heads": 2, "stem_width": 8}},
@@ -98,9 +101,25 @@ def test_a_run_leaves_what_is_promised_and_running_again_does_nothing(burgers: P
     again = run(burgers)
     assert again == outcome
     changed = {path.name for path, stamp in before.items() if path.stat().st_mtime_ns != stamp}
-    assert changed <= {"config.yaml", "metadata.json", "data.json", "config.json", "weights.safetensors"}
+    written_again = {"config.yaml", "metadata.json", "data.json", "config.json", "weights.safetensors"}
+    assert changed <= {*written_again, "finished.json"}
     settings = load_settings(folder / "config.yaml")
     assert run_pipeline(settings, progress=SilentProgress()).run_dir == folder
+
+
+def test_the_timings_of_a_run_tell_computing_from_what_comes_with_it(burgers: Path) -> None:
+    began = time.perf_counter()
+    timings = run(burgers, timings=Timings("rest")).timings
+    took = time.perf_counter() - began
+    compute = {name for name, part in timings.parts.items() if part.compute}
+    assert compute == {
+        *("closed form", "codec: validate", "operator: train", "operator: validate"),
+        *("evaluate: small", "evaluate: full"),
+    }
+    rest = {"check: folder", "check: data", "open data", "check: dry run", "operator: rest", "operator: checkpoints"}
+    assert {*rest, "evaluate: rest", "gates and promotion", "report"} <= set(timings.parts) - compute
+    assert timings.total().seconds == pytest.approx(took, abs=0.5)
+    assert timings.parts["operator: checkpoints"].seconds > 0
 
 
 def test_a_first_run_is_not_promoted_until_it_may_be_and_a_second_must_be_better(burgers: Path) -> None:
@@ -216,6 +235,35 @@ def test_parameters_that_vary_are_written_with_a_roll_out(tmp_path: Path) -> Non
         np.testing.assert_allclose(file.attrs["Nu"], nus, rtol=1e-6)
 
 
+def test_predictions_are_no_data_but_a_place_to_go_on_from(tmp_path: Path) -> None:
+    write_task(tmp_path / "b.hdf5", "burgers1d", num=12, frames=8, resolution=32, Nu=0.01)
+    folder = train(write_config(tmp_path, "burgers1d", ["b.hdf5"])).run_dir
+    predicted = tmp_path / "predicted.hdf5"
+    rollout_file(folder, tmp_path / "b.hdf5", 3, predicted, None)
+    with pytest.raises(ChecksFailed, match=f"holds predictions .run {folder.name}, 3 steps from b.hdf5"):
+        train(write_config(tmp_path, "burgers1d", ["b.hdf5", "predicted.hdf5"]))
+    summary = inspect_file(predicted)
+    assert summary.predicted_by == f"run {folder.name}, 3 steps from b.hdf5"
+    assert summary.ranges[0].high is not None
+    assert [problem.where for problem in summary.problems] == ["attribute ups_predicted_by"]
+    rollout_file(folder, predicted, 2, tmp_path / "further.hdf5", None)
+    with h5py.File(tmp_path / "further.hdf5") as file:
+        assert file["tensor"].shape == (12, 3, 32)
+
+
+def test_a_stage_keeps_checkpoints_at_its_own_interval(burgers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    save = TimedStore.save
+
+    def note(self: TimedStore, step: int, state: Any) -> Path:
+        saved.append(step)
+        return save(self, step, state)
+
+    monkeypatch.setattr(TimedStore, "save", note)
+    train(burgers, "stages.operator.checkpoint_interval=3")
+    assert saved == [0, 3, 6, 9, 12]
+
+
 def test_the_same_settings_give_the_same_bits_and_others_another_run(burgers: Path) -> None:
     first, second, other = (
         train(burgers, *overrides).run_dir
@@ -233,8 +281,10 @@ def test_one_stage_alone(burgers: Path) -> None:
     both = train_pipeline(settings, progress=SilentProgress())
     assert (both.run_dir / "model" / "weights.safetensors").exists()
     assert not (both.run_dir / "evaluation").exists()
-    with pytest.raises(UsageError, match="nothing to train"):
+    with pytest.raises(UsageError, match=r"nothing to train; .* such as stages\.codec\.seconds=60"):
         train_pipeline(load_settings(burgers, ["stages.codec.epochs=0"]), progress=SilentProgress(), stage="codec")
+    with pytest.raises(UsageError, match="steady_prior is no stage of burgers1d: those are codec, operator"):
+        train_pipeline(load_settings(burgers), progress=SilentProgress(), stage="steady_prior")
 
 
 def test_a_lossy_codec_is_trained_and_gets_better(tmp_path: Path) -> None:
@@ -258,6 +308,10 @@ def test_every_equation_goes_all_the_way(task: str, tmp_path: Path) -> None:
     assert {row["model"] for row in rows} == {"persistence", "ups"}
     assert all(np.isfinite(float(row["nrmse"])) for row in rows)
     rollout_file(folder, tmp_path / "other.h5", 4, tmp_path / "grid.h5", None)
+    with pytest.raises(DataError, match="holds predictions"):
+        evaluate_run(folder, [tmp_path / "grid.h5"], "test", SilentProgress())
+    with h5py.File(tmp_path / "grid.h5", "r+") as file:
+        del file.attrs["ups_predicted_by"]
     again = evaluate_run(folder, [tmp_path / "grid.h5"], "test", SilentProgress())
     assert float(next(row for row in again if row["model"] == "ups")["nrmse"]) < 1e-4  # its own prediction is its truth
     axes = 2 if task.endswith("2d") else 1

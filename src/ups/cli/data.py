@@ -12,6 +12,7 @@ import typer
 
 from ups.cli.shared import LARGEST_SEED, app, print_lines, telling
 from ups.errors import UsageError
+from ups.files import require_files
 from ups.terminal import tree
 
 data_app = typer.Typer(help="Make and look at data files.", no_args_is_help=True, rich_markup_mode=None)
@@ -86,6 +87,7 @@ def data_inspect(
 
     Layout, fields, shapes, ranges, NaNs, parameters, content hash, and what makes it unfit for training.
     """
+    require_files(file)
     from ups.data.inspect import inspect_file, readable
 
     summary = inspect_file(file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,10 +14,13 @@ import typer
 from ups.cli.shared import LARGEST_SEED, Config, Overrides, Run, app, print_lines, settings_of, telling
 from ups.errors import SettingsError, UpsError, UsageError
 from ups.terminal import grouped, table, wrapped
+from ups.timing import BEGAN, Timings
 
 if TYPE_CHECKING:
+    from ups.config import Settings
     from ups.pipeline.check_report import CheckReport
-    from ups.pipeline.run import RunOutcome
+    from ups.pipeline.finished import RunOutcome
+    from ups.runtime import Progress
 
 STEPS_HELP = (
     "Do a step again, and all that come after it; may be repeated. "
@@ -45,12 +48,12 @@ class SplitChoice(StrEnum):
     test = "test"
 
 
-def _show(outcome: RunOutcome) -> None:
+def _show(outcome: RunOutcome, more: Iterable[str] = ()) -> None:
     """Print a run's table, what is worth saying, and last its folder."""
     from ups.runtime import world
 
     if world().is_first:
-        print_lines([*table(outcome.table), *outcome.messages, str(outcome.run_dir)])
+        print_lines([*table(outcome.table), *more, *outcome.messages, str(outcome.run_dir)])
 
 
 @app.command()
@@ -59,18 +62,49 @@ def run(
     overrides: Overrides = None,
     force: Annotated[list[str] | None, typer.Option(metavar="STEP", help=STEPS_HELP)] = None,
     skip_checks: Annotated[bool, typer.Option("--skip-checks", help="Do not check first.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show the seconds of every step, and write them to profile.json.")
+    ] = False,
 ) -> None:
     """Check, train, evaluate, judge and report. Running again does only what is missing.
 
     The last line is the run's folder. Exit code 1 says that a gate failed: the run is whole, but not the champion.
     """
-    settings = settings_of(config, overrides)
-    from ups.pipeline.run import run_pipeline
+    timings = Timings("imports", BEGAN)
+    import ups.config  # noqa: F401 (so that it does not count as reading the settings)
 
+    with timings.part("settings"):
+        settings = settings_of(config, overrides)
     with telling() as progress:
-        outcome = run_pipeline(settings, progress=progress, force=tuple(force or ()), skip_checks=skip_checks)
-    _show(outcome)
+        outcome = None if force else _ended_before(settings, progress, timings)
+        if outcome is None:
+            from ups.pipeline.run import run_pipeline
+
+            with timings.part("rest"):
+                outcome = run_pipeline(
+                    settings, progress=progress, force=tuple(force or ()), skip_checks=skip_checks, timings=timings
+                )
+    _show(outcome, _profile(timings, outcome.run_dir) if profile else ())
     raise typer.Exit(0 if outcome.passed else 1)
+
+
+def _ended_before(settings: Settings, progress: Progress, timings: Timings) -> RunOutcome | None:
+    """How a run ended that has nothing left to do."""
+    from ups.pipeline.finished import outcome_of_finished
+
+    with timings.part("look what is done"):
+        outcome = outcome_of_finished(settings)
+    if outcome is not None:
+        progress.say("nothing to do: every step is done, and neither settings, data nor results have changed since")
+    return outcome
+
+
+def _profile(timings: Timings, folder: Path) -> list[str]:
+    """The table of what the steps took, which is also left in the run's folder."""
+    from ups.pipeline.records import write_json
+
+    write_json(folder / "profile.json", timings.to_json())
+    return ["", *table(timings.rows()), ""]
 
 
 @app.command()

@@ -240,6 +240,8 @@ class StageSettings(Group):
     """Instead of `training.patience`."""
     batch_size: PositiveInt | None = None
     """Instead of `training.batch_size`."""
+    checkpoint_interval: PositiveInt | None = None
+    """Instead of `training.checkpoint_interval`."""
 
     @property
     def skipped(self) -> bool:

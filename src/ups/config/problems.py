@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from ups.config.merge import BUDGETS
 from ups.config.names import nearest_name, setting_names
 
 Path = tuple[str, ...]
@@ -71,6 +72,13 @@ def _value(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def _hint(path: Path, value: str) -> str:
+    """What a person may have meant by a budget of nothing."""
+    if path[:1] == ("stages",) and path[-1] in BUDGETS and value in ("0", "0.0"):
+        return f"; to skip the stage, give {_dotted((*path[:-1], 'epochs'))}=0"
+    return ""
+
+
 def describe(error: ValidationError, tree: Any, source_of: Callable[[Path], str]) -> list[str]:
     """One line per problem, in the order of the schema.
 
@@ -100,7 +108,7 @@ def describe(error: ValidationError, tree: Any, source_of: Callable[[Path], str]
             lines.append((path, detail["msg"].removeprefix("Value error, ")))
     described = []
     for path, text in lines:
-        said = text or f"must be {' or '.join(expected[path])}, not {found[path]}"
+        said = text or f"must be {' or '.join(expected[path])}, not {found[path]}{_hint(path, found[path])}"
         name = f"{_dotted(path)} " if path else ""
         described.append(f"{name}({source_of(path)}): {said}")
     return described

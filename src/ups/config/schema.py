@@ -213,6 +213,10 @@ class Settings(Group):
         """Windows per batch of a stage; `auto` is settled by the data's dimensions."""
         return self.stage(name).batch_size or self.training.batch_size
 
+    def checkpoint_interval_of(self, name: StageName) -> int:
+        """Steps between checkpoints of a stage."""
+        return self.stage(name).checkpoint_interval or self.training.checkpoint_interval
+
     def patience_of(self, name: StageName) -> int | None:
         """Validations without improvement before a stage stops early."""
         return self.stage(name).patience or self.training.patience

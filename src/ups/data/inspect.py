@@ -10,7 +10,7 @@ import numpy as np
 
 from ups.data.identify import can_hold, candidate_tasks, read_parameters
 from ups.data.layouts import AXES, Layout, find_layout
-from ups.data.pdebench import TrajectoryFile, damage_named, open_hdf5
+from ups.data.pdebench import TrajectoryFile, damage_named, open_hdf5, predicted_by
 from ups.data.problems import BadDataError, DataProblem
 from ups.data.scan import FieldRange, scan
 from ups.physics.equations import EQUATIONS, Equation
@@ -46,6 +46,7 @@ class FileSummary:
         params: the values that each parameter takes, sorted.
         content_hash: of all trajectories in order.
         problems: what makes it unfit for training.
+        predicted_by: what its mark says of the model that predicted it; None where it is data.
     """
 
     path: str
@@ -63,6 +64,7 @@ class FileSummary:
     params: dict[str, tuple[float, ...]]
     content_hash: str | None
     problems: tuple[DataProblem, ...]
+    predicted_by: str | None = None
 
 
 def inspect_file(path: Path | str) -> FileSummary:
@@ -101,6 +103,7 @@ def inspect_file(path: Path | str) -> FileSummary:
             params=params,
             content_hash=scanned.content if scanned else None,
             problems=(*problems, *(scanned.problems if scanned else ())),
+            predicted_by=predicted_by(file),
         )
 
 
@@ -111,6 +114,7 @@ def readable(summary: FileSummary) -> dict[str, object]:
         "size": _bytes(float(summary.size)),
         "layout": summary.layout,
         "task": summary.task or "unknown",
+        **({"predicted by": summary.predicted_by} if summary.predicted_by else {}),
         "can be trained on": "no" if summary.problems else "yes",
         "fields": ", ".join(summary.fields),
         "trajectories": str(summary.num_trajectories),

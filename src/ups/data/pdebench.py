@@ -33,6 +33,9 @@ CHUNK_CACHE_BYTES = 32 << 20
 _DAMAGE = (OSError, KeyError, RuntimeError, TypeError, ValueError)
 """All of these are raised by h5py when metadata are damaged: missing objects, broken types, names that are no text."""
 
+PREDICTED_BY = "ups_predicted_by"
+"""Attribute that marks a file of predictions; it names the run."""
+
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -78,6 +81,7 @@ class TrajectoryFile:
         file: the open file; it is closed by `close`.
         task: read as this task; None infers it.
         min_frames: shorter trajectories are an error; 1 admits files of initial states.
+        predictions: admit what a model predicted; it is neither to be learned from nor to be compared with.
 
     Attributes:
         fields: names of the channels.
@@ -90,7 +94,9 @@ class TrajectoryFile:
         DataError: the structure is not fit for training; every reason is listed.
     """
 
-    def __init__(self, file: h5py.File, task: str | None = None, *, min_frames: int = 2) -> None:
+    def __init__(
+        self, file: h5py.File, task: str | None = None, *, min_frames: int = 2, predictions: bool = False
+    ) -> None:
         self.path = Path(file.filename)
         self._file = file
         with damage_named(self.path, "its structure"):
@@ -99,6 +105,8 @@ class TrajectoryFile:
             self.equation = _trainable(self.path, self.task, self._layout)
             self.params, problems = read_parameters(file, self._layout, self.equation)
         problems = [*self._layout.problems, *problems, *structure_problems(self.path, self._layout, min_frames)]
+        if not predictions:
+            problems += prediction_problems(self.path, file)
         if problems:
             raise BadDataError(problems)
         self.fields = tuple(field.name for field in self.equation.fields)
@@ -178,13 +186,16 @@ class TrajectoryFile:
         self.close()
 
 
-def open_trajectories(path: Path | str, task: str | None = None, *, min_frames: int = 2) -> TrajectoryFile:
+def open_trajectories(
+    path: Path | str, task: str | None = None, *, min_frames: int = 2, predictions: bool = False
+) -> TrajectoryFile:
     """Opens a file in one of the published layouts for training or evaluation.
 
     Args:
         path: the HDF5 file.
         task: name of its equation; None infers it from layout, name and attributes.
         min_frames: shorter trajectories are an error; 1 admits files of initial states.
+        predictions: admit what a model predicted.
 
     Raises:
         DataError: missing, truncated, not HDF5, of another layout or task, a layout that training does not support
@@ -193,7 +204,7 @@ def open_trajectories(path: Path | str, task: str | None = None, *, min_frames: 
     """
     file = open_hdf5(Path(path))
     try:
-        return TrajectoryFile(file, task, min_frames=min_frames)
+        return TrajectoryFile(file, task, min_frames=min_frames, predictions=predictions)
     except UpsError:
         file.close()
         raise
@@ -217,6 +228,22 @@ def _trainable(path: Path, task: str, layout: Layout) -> Equation:
         shape = f"{len(layout.fields)} field(s) on a {len(layout.grid_shape)}-dimensional grid"
         raise bad(path, f"holds {shape}, which {task} has not", "name another task or another file")
     return equation
+
+
+def predicted_by(file: h5py.File) -> str | None:
+    """What a file's mark says of the model that predicted it; None where it has none."""
+    mark = file.attrs.get(PREDICTED_BY)
+    return mark.decode(errors="replace") if isinstance(mark, bytes) else None if mark is None else str(mark)
+
+
+def prediction_problems(path: Path, file: h5py.File) -> list[DataProblem]:
+    """That a file holds what a model predicted, where it does."""
+    mark = predicted_by(file)
+    if mark is None:
+        return []
+    what = f"holds predictions ({mark}), not data: a model would learn, or be scored on, another's errors"
+    remedy = "name a file of true trajectories; `ups data inspect` shows what is in this one"
+    return [DataProblem(str(path), what, f"attribute {PREDICTED_BY}", remedy)]
 
 
 def structure_problems(path: Path, layout: Layout, min_frames: int) -> list[DataProblem]:

@@ -24,7 +24,7 @@ from ups.evaluation.scores import SCHEMA_VERSION
 from ups.evaluation.showcase import Showcase
 from ups.evaluation.summary import Scores, number, plain, span, with_unit
 from ups.files import write_whole
-from ups.health import findings_of
+from ups.health import findings_of, score_of, validations
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class StageCurve:
     seconds: float | None
     loss: float | None
     best: float | None
+    score: str
 
 
 @dataclass(frozen=True)
@@ -293,21 +294,21 @@ def _label(stage: str) -> str:
 
 def _stage(name: str, records: Sequence[Mapping[str, Any]]) -> StageCurve:
     trained = [record for record in records if "loss" in record]
-    valid = [record for record in records if "valid_nrmse" in record]
+    scores = validations(records)
     chart = plots.losses(
         [record["step"] for record in trained],
         [record["loss"] for record in trained],
-        [record["step"] for record in valid],
-        [record["valid_nrmse"] for record in valid],
+        [step for step, _ in scores],
+        [score for _, score in scores],
     )
-    found = [record["valid_nrmse"] for record in valid if record["valid_nrmse"] is not None]
     return StageCurve(
         name=_label(name),
         chart=chart,
         steps=max((int(record["step"]) for record in records), default=0),
         seconds=max((record["elapsed"] for record in records if record.get("elapsed") is not None), default=None),
         loss=trained[-1]["loss"] if trained else None,
-        best=min(found, default=None),
+        best=min((score for _, score in scores), default=None),
+        score=score_of(name),
     )
 
 

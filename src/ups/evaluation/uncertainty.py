@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import scoringrules  # type: ignore[import-untyped]
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -42,6 +41,8 @@ def fair_crps(ensemble: Ensembles, truth: Trajectories) -> PerFrame:
     the distribution that the members are drawn from, int (F(x) - 1{u <= x})^2 dx, whatever their number M >= 2; and the
     absolute error where all members are the same. A single realisation can be negative.
     """
+
+    import scoringrules  # type: ignore[import-untyped]  # as slow to import as a quarter of PyTorch
 
     def score(members: Tensor, u: Tensor) -> Tensor:
         found: Tensor = scoringrules.crps_ensemble(u, members, 0, estimator="fair", backend="torch")

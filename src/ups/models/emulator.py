@@ -214,6 +214,21 @@ class Emulator(nn.Module):
         """What the codec makes of a field; the field itself where there is no codec."""
         return u
 
+    def advice(self, spec: TaskSpec, context: Tensor) -> str:
+        """What to do about initial frames (batch, context, field, *grid) that do not fit."""
+        names = ", ".join(spec.given or spec.fields)
+        if context.ndim != 3 + spec.axes:
+            return f"give an array of (batch, field, *grid) with {spec.axes} grid axes"
+        if context.shape[1] != spec.context:
+            return f"give {spec.context} frame{'s' if spec.context > 1 else ''} of context"
+        if context.shape[2] != len(spec.given or spec.fields):
+            return f"give the field{'s' if ',' in names else ''} {names}, in this order"
+        return self.grid_advice(spec)
+
+    def grid_advice(self, spec: TaskSpec) -> str:
+        """What to do about fields on another grid."""
+        return "subsample the input or train at its resolution (data.resolution)"
+
     def check(self, context: Tensor, task: str, dt: Tensor | None = None) -> None:
         """Refuses fields and time steps that the model was not trained for, naming both shapes or steps."""
         if task not in self.tasks:
@@ -221,10 +236,10 @@ class Emulator(nn.Module):
         spec = self.tasks[task]
         expected = (spec.context, len(spec.fields), *spec.lattice)
         if tuple(context.shape[1:]) != expected:
+            what = "what is given has" if spec.steady else "the initial frames have"
             raise UpsError(
-                f"{task}: the initial frames have shape {tuple(context.shape)}, but the model was trained on "
-                f"(batch, context, field, *grid) = (any, {', '.join(map(str, expected))}); "
-                "subsample the input or train at its resolution (data.resolution)"
+                f"{task}: {what} shape {tuple(context.shape)}, but the model was trained on "
+                f"(batch, context, field, *grid) = (any, {', '.join(map(str, expected))}); {self.advice(spec, context)}"
             )
         if dt is None:
             return

@@ -97,6 +97,10 @@ class SteadyEmulator(Emulator):
                 context = context[tuple(every)]
         super().check(context, task, dt)
 
+    def grid_advice(self, spec: TaskSpec) -> str:
+        lattice = " x ".join(map(str, spec.lattice))
+        return f"give a grid that is a whole multiple of {lattice}, the same along every axis, or train on such data"
+
     def rollout(
         self,
         context: Float[Tensor, "batch context channel *grid"],

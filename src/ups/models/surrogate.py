@@ -86,7 +86,7 @@ class Surrogate:
             if members < 1:
                 raise UsageError(f"members is {members}; it must be at least 1")
             if not self.emulator.draws:
-                raise UpsError(
+                raise UsageError(
                     f"members: this model ('{self.emulator.name}') is deterministic; train the stage diff_residual for "
                     "an ensemble, or leave members out"
                 )
@@ -110,7 +110,7 @@ class Surrogate:
             "mode": mode,
         }
         if points is not None and not isinstance(self.emulator, Simulator):
-            raise UpsError(
+            raise UsageError(
                 f"points: the model '{self.emulator.name}' predicts on its grid alone; "
                 "only the simulator decodes anywhere"
             )
@@ -162,14 +162,14 @@ class Surrogate:
         if where.ndim == 1 and spec.axes == 1:
             where = where[:, None]
         if where.ndim != 2 or where.shape[1] != spec.axes:
-            raise UpsError(
+            raise UsageError(
                 f"points has shape {tuple(where.shape)}; {spec.name} needs (points, {spec.axes}) coordinates"
             )
         for axis, (start, step, size) in enumerate(zip(spec.origin, spec.spacing, spec.lattice, strict=True)):
             low, high = start - 0.5 * step, start + (size - 0.5) * step
             column = where[:, axis]
             if not bool(((column >= low - 1e-9) & (column <= high + 1e-9)).all()):
-                raise UpsError(
+                raise UsageError(
                     f"points: coordinate {axis} reaches from {column.min():g} to {column.max():g}; "
                     f"the domain is {low:g} to {high:g}"
                 )

@@ -39,8 +39,7 @@ def check_everything(workspace: Workspace) -> CheckReport:
     with timings.part("check: data"):
         files, wrong = check_files(workspace)
     if not wrong:
-        with timings.part("open data"):
-            wrong = [*_split_problems(workspace)]
+        wrong = [*_split_problems(workspace)]
     report = CheckReport(str(workspace.run_dir), (*problems, *wrong), folder, _tasks(workspace, files, whole=not wrong))
     if report.problems:
         return report

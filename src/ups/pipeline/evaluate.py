@@ -16,6 +16,7 @@ from ups.data.split import load_files
 from ups.data.trajectories import TrajectorySet
 from ups.errors import DataError, UsageError
 from ups.evaluation.evaluate import Protocol, evaluate
+from ups.files import require_files
 from ups.models.baselines import make_baseline
 from ups.models.emulator import TaskSpec
 from ups.models.store import load_model
@@ -46,9 +47,11 @@ def evaluate_run(run: Path, files: Sequence[Path], split: str, progress: Progres
         files: trajectories to score instead of the run's own; each of a task of the model.
 
     Raises:
+        UsageError: there is no such run, or no such file.
         DataError: a file is of no task of the model, or on another grid or time step than it was trained on.
     """
     workspace = open_run(run, progress)
+    require_files(*files)
     simulator = load_model(run / "model", workspace.device)
     sets = load_sets(files, simulator.tasks, workspace.settings.data) if files else own_split(workspace, split)
     if files:

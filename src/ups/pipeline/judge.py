@@ -59,6 +59,13 @@ def evaluate_in_steps(workspace: Workspace, emulators: Mapping[str, Emulator], k
 
 def _evaluate_step(workspace: Workspace, emulators: Mapping[str, Emulator], scope: str, split: str, key: str) -> None:
     """One evaluation and its record; the model's hash is taken before it, that of the file after."""
+    with workspace.timings.part("evaluate: rest"):
+        _evaluate_and_record(workspace, emulators, scope, split, key)
+
+
+def _evaluate_and_record(
+    workspace: Workspace, emulators: Mapping[str, Emulator], scope: str, split: str, key: str
+) -> None:
     began = time.perf_counter()
     before = current_hashes(workspace.run_dir, workspace.data_hash)
     evaluate_models(workspace, emulators, scope, split)
@@ -84,18 +91,20 @@ def evaluate_models(
     protocol = Protocol(
         split, wanted.max_samples, wanted.steps, settings.rollout_mode, settings.batch_size, settings.members
     )
-    sets = workspace.splits[split]
-    found = evaluate(
-        emulators,
-        sets,
-        protocol=protocol,
-        device=workspace.device,
-        progress=workspace.progress,
-        showcases=scope == "full",
-    )
+    sets, part = workspace.splits[split], workspace.timings.part
+    with part(f"evaluate: {scope}", compute=True):
+        found = evaluate(
+            emulators,
+            sets,
+            protocol=protocol,
+            device=workspace.device,
+            progress=workspace.progress,
+            showcases=scope == "full",
+        )
     found.save(workspace.run_dir / "evaluation", scope)
     if scope == "full" and settings.solver_reference:
-        found = time_solvers(found, sets, workspace)
+        with part("evaluate: reference solver", compute=True):
+            found = time_solvers(found, sets, workspace)
         found.save(workspace.run_dir / "evaluation", scope)
     return found
 

@@ -6,10 +6,11 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ups.config.learning import OptimizerSettings
 from ups.config.load import resolved
@@ -38,6 +39,7 @@ class Plan:
 
     Args:
         target: validation score at which training stops.
+        checkpoint_interval: steps between checkpoints; None is that of `training`.
         begin: what is fitted in closed form before training, from batches of the train split.
         finish: what is set after training, before the model is saved.
         latents: of the train split by task, which training reads in place of frames.
@@ -54,6 +56,7 @@ class Plan:
     key: str
     focus: Focus | None = None
     target: float | None = None
+    checkpoint_interval: int | None = None
     begin: Callable[[WindowLoader], None] | None = None
     finish: Callable[[], None] | None = None
     latents: Mapping[str, Frames] | None = None
@@ -61,7 +64,13 @@ class Plan:
 
 def run_plan(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
     """Runs one training to its end, saves the model, and notes the step as done."""
+    with workspace.timings.part(f"{plan.name}: rest"):
+        return _run(workspace, plan, folder)
+
+
+def _run(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
     settings, began = workspace.settings, time.perf_counter()
+    train = partial(workspace.timings.part, f"{plan.name}: train", compute=True)
     training = settings.training
     module = plan.objective.module
     place = workspace.run_dir / "checkpoints" / plan.name
@@ -69,12 +78,12 @@ def run_plan(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
         workspace.progress.say(f"{plan.name}: trained again, because what it depends on has changed")
         workspace.records.forget(plan.name)
         shutil.rmtree(place, ignore_errors=True)
-    store = CheckpointStore(
+    store = TimedStore(
         place,
         fingerprint=fingerprint(workspace, plan),
         keep=training.keep_checkpoints,
         say=workspace.progress.say,
-    )
+    ).timed(partial(workspace.timings.part, f"{plan.name}: checkpoints"))
     sinks = open_sinks(settings, workspace.run_dir)
     monitor = Monitor(plan.name, sinks, per_task=training.log_per_task_metrics)
     module.train()
@@ -89,26 +98,32 @@ def run_plan(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
         ),
     ):
         if plan.begin is not None:
-            with closing(make_loader(workspace, plan.batch_size)) as first:
+            with closing(make_loader(workspace, plan.batch_size)) as first, train():
                 plan.begin(first)
-        outcome = fit(
-            plan.objective,
-            loader,
-            budget=plan.budget,
-            optimizer=build_optimizer(module, plan.optimizer),
-            schedule=build_schedule(plan.optimizer.scheduler),
-            ema=build_ema(module, training.ema_decay),
-            settings=LoopSettings.of(training, patience=plan.patience, target=plan.target),
-            validate=plan.validate,
-            checkpoints=store,
-            monitor=monitor,
-            progress=workspace.progress,
-            device=workspace.device,
-            seed=settings.seed,
-            refocus=None if plan.focus is None else plan.focus.by_error,
+        optimizer = build_optimizer(module, plan.optimizer)
+        loop = LoopSettings.of(
+            training, patience=plan.patience, target=plan.target, checkpoint_interval=plan.checkpoint_interval
         )
+        with train():
+            outcome = fit(
+                plan.objective,
+                loader,
+                budget=plan.budget,
+                optimizer=optimizer,
+                schedule=build_schedule(plan.optimizer.scheduler),
+                ema=build_ema(module, training.ema_decay),
+                settings=loop,
+                validate=timed(plan.validate, partial(workspace.timings.part, f"{plan.name}: validate", compute=True)),
+                checkpoints=store,
+                monitor=monitor,
+                progress=workspace.progress,
+                device=workspace.device,
+                seed=settings.seed,
+                refocus=None if plan.focus is None else plan.focus.by_error,
+            )
         if plan.finish is not None:
-            plan.finish()
+            with train():
+                plan.finish()
     save_model(plan.emulator, folder)
     notes: dict[str, Any] = {
         "steps": outcome.steps,
@@ -120,6 +135,35 @@ def run_plan(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
     }
     workspace.records.finish(plan.name, plan.key, time.perf_counter() - began, **notes)
     return outcome
+
+
+class TimedStore(CheckpointStore):
+    """A store whose work is counted as a part of its own."""
+
+    part: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def timed(self, part: Callable[[], AbstractContextManager[None]]) -> Self:
+        """This store, from now on inside `part` while it works."""
+        self.part = part
+        return self
+
+    def save(self, step: int, state: Mapping[str, Any]) -> Path:
+        with self.part():
+            return super().save(step, state)
+
+    def load(self) -> dict[str, Any] | None:
+        with self.part():
+            return super().load()
+
+
+def timed(work: Callable[[], float], part: Callable[[], AbstractContextManager[None]]) -> Callable[[], float]:
+    """The same work, done inside `part`."""
+
+    def inside() -> float:
+        with part():
+            return work()
+
+    return inside
 
 
 def make_loader(

@@ -23,8 +23,7 @@ from ups.evaluation.leaderboard import Entry, Leaderboard
 from ups.models.prior import SteadyPrior
 from ups.models.store import CONFIG, WEIGHTS
 from ups.physics.equations import Equation, get_equation
-from ups.pipeline.records import StepRecords, digest, write_json
-from ups.pipeline.workspace import training_hash
+from ups.pipeline.records import StepRecords, digest, training_hash, write_json
 
 GATES = "gates.json"
 FORMAT = 1

@@ -8,14 +8,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ups.config.load import resolved
+from ups.config.schema import Settings
 from ups.errors import UpsError
 from ups.files import write_whole
+from ups.runtime import run_id
+
+AFTER_TRAINING = ("name", "runs_dir", "device", "threads", "benchmark", "evaluation", "gates", "logging")
 
 
 def digest(*parts: Any) -> str:
     """SHA-256 of the canonical JSON of `parts`."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def training_hash(settings: Settings) -> str:
+    """Hash of the settings that weights depend on: others may change without another run."""
+    return digest({key: value for key, value in resolved(settings).items() if key not in AFTER_TRAINING})
+
+
+def folder_of(settings: Settings) -> Path:
+    """The folder of a run of these settings."""
+    return Path(settings.runs_dir) / run_id(settings.name, settings.data.task, training_hash(settings))
 
 
 def write_json(path: Path, value: Any) -> None:

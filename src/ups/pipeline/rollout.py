@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ups.data.pdebench import TrajectoryFile, open_trajectories
+from ups.data.pdebench import PREDICTED_BY, TrajectoryFile, open_trajectories
 from ups.errors import UpsError, UsageError
-from ups.files import write_whole
+from ups.files import require_files, write_whole
 from ups.models.emulator import TaskSpec
 from ups.models.surrogate import Surrogate, load
 from ups.physics.equations import get_equation
@@ -27,14 +27,16 @@ def rollout_file(
 ) -> None:
     """Rolls the model of `run` out from the first frames of every trajectory of `source`, and writes `out`.
 
-    On the grid, `out` holds the given frames and the predicted ones in the layout of the task's own files. At points,
-    it holds the predicted frames alone: each field (trajectory, time, point), `points` (point, axis), `t-coordinate`.
+    The file is marked as a prediction, so that it is not taken for data. On the grid, it holds the given frames and the
+    predicted ones in the layout of the task's own files. At points, it holds the predicted frames alone: each field
+    (trajectory, time, point), `points` (point, axis), `t-coordinate`.
 
     With `members`, these are the means of ensembles, and the members' predicted frames stand beside them in `members`:
     (member, trajectory, time, field, *grid) or (member, trajectory, time, field, point).
 
     Raises:
-        UpsError: the file does not fit the model, or `out` exists or cannot be written.
+        UsageError: there is no such run or file, `out` exists, or what is asked for is nothing that the model does.
+        UpsError: the file does not fit the model, or `out` cannot be written.
     """
     if out.exists():
         raise UsageError(f"{out} exists; name another file with --out, or remove it")
@@ -42,9 +44,10 @@ def rollout_file(
         raise UsageError(f"{out.parent} is not a folder; make it first, or name another with --out")
     where = None if points is None else read_points(points)
     mode = open_run(run, SilentProgress()).settings.evaluation.rollout_mode
+    require_files(source)
     surrogate = load(run)
     only = surrogate.tasks[0] if len(surrogate.tasks) == 1 else None
-    with open_trajectories(source, only, min_frames=1) as file:
+    with open_trajectories(source, only, min_frames=1, predictions=True) as file:
         spec = matching_spec(surrogate, file)
         predictions, context = [], file.read(np.arange(file.num_trajectories), 0, spec.context)
         together = max(1, BATCH // (members or 1))
@@ -70,6 +73,7 @@ def rollout_file(
     drawn = None if members is None else torch.cat(predictions, dim=1)
     predicted = torch.cat(predictions) if drawn is None else drawn.mean(dim=0)
     with h5py.File(out.name, "w", driver="core", backing_store=False) as target:  # in memory: a full disk meets bytes
+        target.attrs[PREDICTED_BY] = f"run {run.resolve().name}, {steps} steps from {source.name}"
         for name, values in parameters.items():
             target.attrs[name] = values[0] if np.all(values == values[0]) else values
         if spec.steady:

@@ -7,50 +7,50 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from ups.config.load import resolved
 from ups.config.schema import Settings, StageName
 from ups.errors import UsageError
+from ups.health import score_of
 from ups.models.emulator import Emulator
 from ups.pipeline.baselines import train_baseline
 from ups.pipeline.check_report import CheckReport
 from ups.pipeline.checks import ChecksFailed, check_everything
-from ups.pipeline.judge import Row, evaluate_in_steps, read_table
+from ups.pipeline.finished import RunOutcome, remember
+from ups.pipeline.judge import evaluate_in_steps, read_table
 from ups.pipeline.promote import decide, leaderboard_of
 from ups.pipeline.records import digest
 from ups.pipeline.threads import settle_threads
 from ups.pipeline.tracking import publish
-from ups.pipeline.train import STAGES, train_stages
+from ups.pipeline.train import STAGES, require_stage, train_stages
 from ups.pipeline.workspace import Workspace
 from ups.runtime import Progress
+from ups.timing import Timings
 
 STEPS = ("data", "check", *STAGES, "baselines", "evaluate", "gates", "report")
 
 
-@dataclass(frozen=True)
-class RunOutcome:
-    """What a run leaves for its user: the folder, a table of scores, lines worth saying, and whether all gates held."""
-
-    run_dir: Path
-    table: list[Row]
-    messages: tuple[str, ...]
-    passed: bool = True
-
-
 def run_pipeline(
-    settings: Settings, *, progress: Progress, force: tuple[str, ...] = (), skip_checks: bool = False
+    settings: Settings,
+    *,
+    progress: Progress,
+    force: tuple[str, ...] = (),
+    skip_checks: bool = False,
+    timings: Timings | None = None,
 ) -> RunOutcome:
     """Runs every step that is not done yet, and those of `force`.
 
     A run whose gates fail is whole all the same: scored, reported, and not promoted.
 
+    Args:
+        timings: where the steps tell what they cost.
+
     Raises:
         UsageError: `force` names a step that does not exist.
         UpsError: a check failed, or a step met something the user has to mend; what was done stays done.
     """
-    workspace = prepare(settings, progress, force=force, skip_checks=skip_checks)
+    workspace = prepare(settings, progress, force=force, skip_checks=skip_checks, timings=timings)
     emulators: dict[str, Emulator] = {"ups": train_stages(workspace)}
     for name in settings.evaluation.baselines:
         emulators[name] = train_baseline(workspace, name)
@@ -58,25 +58,46 @@ def run_pipeline(
     when = [workspace.records.note(name, "finished_at", None) for name in STAGES]  # trained again is another model
     key = digest(trained, when, resolved(settings)["evaluation"], workspace.data_hash)
     small = evaluate_in_steps(workspace, emulators, key)
-    board = leaderboard_of(settings)
-    decision = decide(workspace.run_dir, workspace.records, workspace.data_hash, settings.gates, board, small)
+    with workspace.timings.part("gates and promotion"):
+        board = leaderboard_of(settings)
+        decision = decide(workspace.run_dir, workspace.records, workspace.data_hash, settings.gates, board, small)
     workspace.write_metadata()
-    report, key = workspace.run_dir / "report.html", digest(key, decision.content())
-    if not workspace.records.done("report", key, report):
-        from ups.evaluation.report import write_report  # matplotlib and jinja2, which training does not wait for
-
-        began = time.perf_counter()
-        write_report(workspace.run_dir)
-        workspace.records.finish("report", key, time.perf_counter() - began)
-        publish(settings, workspace.run_dir, workspace.progress)
+    with workspace.timings.part("report"):
+        report = _report(workspace, digest(key, decision.content()))
     messages = (*decision.messages, f"report: {report}")
-    return RunOutcome(workspace.run_dir, read_table(workspace.run_dir), messages, decision.promoted)
+    table = read_table(workspace.run_dir)
+    outcome = RunOutcome(workspace.run_dir, table, messages, decision.promoted, workspace.timings)
+    remember(settings, workspace.data_files(), outcome)
+    return outcome
+
+
+def _report(workspace: Workspace, key: str) -> Path:
+    """Writes the report, unless it is of what it would be made from now, and hands it on."""
+    report = workspace.run_dir / "report.html"
+    if workspace.records.done("report", key, report):
+        return report
+    from ups.evaluation.report import write_report  # matplotlib and jinja2, which training does not wait for
+
+    began = time.perf_counter()
+    write_report(workspace.run_dir)
+    workspace.records.finish("report", key, time.perf_counter() - began)
+    publish(workspace.settings, workspace.run_dir, workspace.progress)
+    return report
 
 
 def train_pipeline(settings: Settings, *, progress: Progress, stage: StageName | None = None) -> RunOutcome:
-    """Trains one stage, after those it needs, or all of them (None); without evaluation."""
+    """Trains one stage, after those it needs, or all of them (None); without evaluation.
+
+    Raises:
+        UsageError: the stage has no budget, or is none of the tasks'.
+        UpsError: as `run_pipeline`.
+    """
     if stage is not None and settings.stage(stage).skipped:
-        raise UsageError(f"stages.{stage}.epochs is 0: there is nothing to train; give the stage a budget")
+        raise UsageError(
+            f"stages.{stage}.epochs is 0: there is nothing to train; give the stage a budget, such as "
+            f"stages.{stage}.seconds=60"
+        )
+    require_stage(settings, stage)
     workspace = prepare(settings, progress)
     train_stages(workspace, stage)
     workspace.write_metadata()
@@ -85,34 +106,52 @@ def train_pipeline(settings: Settings, *, progress: Progress, stage: StageName |
     rows = [
         {
             "stage": name,
-            "validation nrmse": f"{workspace.records.note(name, 'best_valid', math.nan):.3g}",
+            "validation": f"{score_of(name)} {workspace.records.note(name, 'best_valid', math.nan):.3g}",
             "steps": str(workspace.records.note(name, "steps", 0)),
         }
         for name in done
     ]
-    return RunOutcome(workspace.run_dir, rows, ())
+    return RunOutcome(workspace.run_dir, rows, (), timings=workspace.timings)
 
 
 def check_pipeline(settings: Settings, *, progress: Progress) -> CheckReport:
     """Every problem of a run, and its figures; nothing is written but data that is to be generated."""
-    workspace = Workspace(settings, progress)
+    workspace = open_workspace(settings, progress)
     workspace.generate_missing()
     return check_everything(workspace)
 
 
+def open_workspace(settings: Settings, progress: Progress, timings: Timings | None = None) -> Workspace:
+    """The workspace of settings that fit their tasks; nothing is written.
+
+    Raises:
+        UsageError: there is no such task, or a stage or a baseline is asked for that the tasks have not.
+    """
+    workspace = Workspace(settings, progress, timings)
+    _ = workspace.steady
+    return workspace
+
+
 def prepare(
-    settings: Settings, progress: Progress, *, force: tuple[str, ...] = (), skip_checks: bool = False
+    settings: Settings,
+    progress: Progress,
+    *,
+    force: tuple[str, ...] = (),
+    skip_checks: bool = False,
+    timings: Timings | None = None,
 ) -> Workspace:
     """The workspace of a run whose data is there and passed its checks."""
     unknown = [step for step in force if step not in STEPS]
     if unknown:
         raise UsageError(f"--force {unknown[0]}: the steps are {', '.join(STEPS)}")
-    workspace = Workspace(settings, progress)
+    workspace = open_workspace(settings, progress, timings)
     workspace.open()
     for step in STEPS[min(map(STEPS.index, force)) :] if force else ():  # what comes after depends on it
         workspace.discard(step)
     began = time.perf_counter()
-    if workspace.generate_missing(overwrite="data" in force):
+    with workspace.timings.part("generate data"):
+        made = workspace.generate_missing(overwrite="data" in force)
+    if made:
         workspace.records.finish("data", digest(resolved(settings)["data"]), time.perf_counter() - began)
     if skip_checks:
         settle_threads(workspace)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ups.config.load import resolved
-from ups.config.schema import StageName
+from ups.config.schema import Settings, StageName
 from ups.data.latents import LatentStore
 from ups.data.trajectories import Frames
 from ups.data.windows import WindowLoader
@@ -24,6 +24,7 @@ from ups.models.prior import SteadyPrior
 from ups.models.simulator import Simulator
 from ups.models.step import StepEmulator
 from ups.models.store import adopt, load_weights, save_model
+from ups.physics.equations import get_equation
 from ups.pipeline.plan import Plan, model_settings, run_plan
 from ups.pipeline.records import digest
 from ups.pipeline.workspace import Workspace
@@ -53,11 +54,8 @@ def train_stages(workspace: Workspace, upto: StageName | None = None) -> Emulato
     Args:
         upto: the last stage to train; None trains all.
     """
+    require_stage(workspace.settings, upto)
     stages = stages_of(workspace)
-    if upto is not None and upto not in stages:
-        raise UsageError(
-            f"{upto} is no stage of {', '.join(workspace.settings.data.task)}: those are {', '.join(stages)}"
-        )
     if workspace.steady:
         return train_prior(workspace)
     stages = stages if upto is None else stages[: stages.index(upto) + 1]
@@ -76,6 +74,18 @@ def train_stages(workspace: Workspace, upto: StageName | None = None) -> Emulato
 def stages_of(workspace: Workspace) -> tuple[StageName, ...]:
     """The stages that there are for the tasks, in order."""
     return STAGES[-1:] if workspace.steady else STAGES[:-1]
+
+
+def require_stage(settings: Settings, stage: StageName | None) -> None:
+    """Refuses a stage that is not trained for these tasks; None is all that there are.
+
+    Raises:
+        UsageError: a task has, or has not, time; or there is none of that name.
+    """
+    steady = {get_equation(task).steady for task in settings.data.task}
+    if stage is not None and steady != {stage == STAGES[-1]}:
+        stages = STAGES[-1:] if steady == {True} else STAGES[:-1]
+        raise UsageError(f"{stage} is no stage of {', '.join(settings.data.task)}: those are {', '.join(stages)}")
 
 
 def train_prior(workspace: Workspace) -> SteadyPrior:
@@ -109,6 +119,7 @@ def train_prior(workspace: Workspace) -> SteadyPrior:
             optimizer=settings.optimizer_of(stage),
             batch_size=batch_size,
             patience=settings.patience_of(stage),
+            checkpoint_interval=settings.checkpoint_interval_of(stage),
             validate=validation_of(workspace, stage, prior),
             key=key,
             finish=finish,
@@ -121,15 +132,20 @@ def train_prior(workspace: Workspace) -> SteadyPrior:
 def fit_closed_form(workspace: Workspace, emulator: Emulator) -> str:
     """Fits propagator, scales and codec subspace to train frames; returns the key of what was fitted to what."""
     settings = workspace.settings
+    with workspace.timings.part("closed form", compute=True):
+        _fit(workspace, emulator)
+    return digest(
+        model_settings(settings), workspace.data_hash, {t: asdict(spec) for t, spec in workspace.specs.items()}
+    )
+
+
+def _fit(workspace: Workspace, emulator: Emulator) -> None:
     if isinstance(emulator, StepEmulator):
-        rng = torch.Generator().manual_seed(settings.seed)
+        rng = torch.Generator().manual_seed(workspace.settings.seed)
         emulator.to("cpu")  # a second's work in float64
         for task, train in workspace.splits["train"].items():
             emulator.fit(task, fit_pairs(train, rng))
         emulator.to(workspace.device)
-    return digest(
-        model_settings(settings), workspace.data_hash, {t: asdict(spec) for t, spec in workspace.specs.items()}
-    )
 
 
 def train_stage(
@@ -150,7 +166,7 @@ def train_stage(
     if workspace.records.done(stage, key, folder):
         adopt(simulator, folder)
         return key
-    if stage == "codec" and (error := validation_of(workspace, stage, simulator)()) < CODEC_IS_EXACT:
+    if stage == "codec" and (error := codec_error(workspace, simulator)) < CODEC_IS_EXACT:
         save_model(simulator, folder)
         workspace.progress.say("codec: reproduces the fields to rounding; nothing to train")
         workspace.records.finish(stage, key, 0.0, steps=0, best_valid=error, exact=True)
@@ -165,6 +181,7 @@ def train_stage(
         optimizer=settings.optimizer_of(stage),
         batch_size=workspace.batch_size(stage),
         patience=settings.patience_of(stage),
+        checkpoint_interval=settings.checkpoint_interval_of(stage),
         validate=validation_of(workspace, stage, simulator),
         key=key,
         focus=find_focus(workspace, simulator) if stage == "operator" else None,
@@ -188,6 +205,12 @@ def train_stage(
         )
     run_plan(workspace, plan, folder)
     return key
+
+
+def codec_error(workspace: Workspace, simulator: Simulator) -> float:
+    """Validation nrmse of the codec as it is."""
+    with workspace.timings.part("codec: validate", compute=True):
+        return validation_of(workspace, "codec", simulator)()
 
 
 def find_focus(workspace: Workspace, emulator: StepEmulator) -> Focus | None:

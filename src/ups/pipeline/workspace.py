@@ -25,8 +25,8 @@ from ups.models.emulator import TaskSpec
 from ups.models.prior import SteadyPrior
 from ups.models.simulator import Simulator
 from ups.physics.equations import get_equation
-from ups.pipeline.records import StepRecords, digest, write_json
-from ups.runtime import Progress, choose_device, prepare_process, run_id, seed_everything, world
+from ups.pipeline.records import StepRecords, digest, folder_of, write_json
+from ups.runtime import Progress, choose_device, prepare_process, seed_everything, world
 from ups.timing import Timings
 from ups.training.builders import build_prior, build_simulator, choose_batch_size, describe_task
 
@@ -34,12 +34,6 @@ Sets = dict[str, TrajectorySet]
 
 RECIPE = "ups_recipe"  # attribute of a generated file: the hash of the settings it was made by
 THREADS = "threads"  # the record of how many threads a run was found to be fastest with
-AFTER_TRAINING = ("name", "runs_dir", "device", "threads", "benchmark", "evaluation", "gates", "logging")
-
-
-def training_hash(settings: Settings) -> str:
-    """Hash of the settings that weights depend on: others may change without another run."""
-    return digest({key: value for key, value in resolved(settings).items() if key not in AFTER_TRAINING})
 
 
 def made_as(path: Path, recipe: str) -> bool:
@@ -76,7 +70,7 @@ class Workspace:
         if world().size > 1:
             raise UsageError("several processes (torchrun) are not supported yet; run one process")
         self.settings, self.progress, self.timings = settings, progress, timings or Timings()
-        self.run_dir = Path(settings.runs_dir) / run_id(settings.name, settings.data.task, training_hash(settings))
+        self.run_dir = folder_of(settings)
         self.records = StepRecords(self.run_dir)
         threads = settings.threads or self.records.note(THREADS, "count", None)
         prepare_process(threads=threads, deterministic=settings.deterministic, benchmark=settings.benchmark)
@@ -127,13 +121,18 @@ class Workspace:
 
     def file_stamps(self) -> list[tuple[str, int, int]]:
         """Path, size and time of change of every data file: what a check of them holds for."""
-        paths = [path for files in find_files(self.settings.data).values() for path in files.all]
-        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.exists()]
+        stamped = [path for path in self.data_files() if path.exists()]
+        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in stamped]
+
+    def data_files(self) -> list[Path]:
+        """Every data file that the settings name."""
+        return [path for files in find_files(self.settings.data).values() for path in files.all]
 
     @cached_property
     def splits(self) -> dict[str, Sets]:
         """`train`, `valid` and `test`, each a set of trajectories per task."""
-        return load_splits(self.settings.data)
+        with self.timings.part("open data"):
+            return load_splits(self.settings.data)
 
     @cached_property
     def data_hash(self) -> str:

@@ -108,8 +108,19 @@ class LoopSettings:
     target: float | None = None
 
     @classmethod
-    def of(cls, training: TrainingSettings, *, patience: int | None, target: float | None = None) -> LoopSettings:
-        """The part of the settings that concerns the loop; `amp: auto` is off, for accuracy's sake."""
+    def of(
+        cls,
+        training: TrainingSettings,
+        *,
+        patience: int | None,
+        target: float | None = None,
+        checkpoint_interval: int | None = None,
+    ) -> LoopSettings:
+        """The part of the settings that concerns the loop; `amp: auto` is off, for accuracy's sake.
+
+        Args:
+            checkpoint_interval: of the stage, instead of that of all training; None has no other.
+        """
         use_amp = training.amp is True
         return cls(
             accum_steps=training.accum_steps,
@@ -117,7 +128,7 @@ class LoopSettings:
             amp={"bfloat16": torch.bfloat16, "float16": torch.float16}[training.amp_dtype] if use_amp else None,
             log_every=training.log_every,
             validate_every=training.validate_every,
-            checkpoint_interval=training.checkpoint_interval,
+            checkpoint_interval=checkpoint_interval or training.checkpoint_interval,
             patience=patience,
             max_bad_steps=training.max_bad_steps,
             max_rollbacks=training.max_rollbacks,

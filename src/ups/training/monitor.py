@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ups.data.fields import Batch
 from ups.errors import UpsError
+from ups.health import score_of
 from ups.runtime import Progress, SilentProgress
 from ups.training.sinks import PLACE, Record, Sink, without_secrets
 from ups.training.sinks import JsonlSink as JsonlSink
@@ -248,8 +249,9 @@ class Monitor:
         self._waited, self._stalled, self._since, self._since_epoch = 0.0, 0.0, moment.elapsed, moment.epoch
 
     def log_validation(self, moment: Moment, metric: float, *, best: float, best_step: int) -> None:
-        """Writes a record of a validation."""
-        self._write(moment, {"valid_nrmse": metric, "best_nrmse": best, "best_step": best_step})
+        """Writes a record of a validation, under the name of what the stage's validations score."""
+        score = score_of(self.stage)
+        self._write(moment, {f"valid_{score}": metric, f"best_{score}": best, "best_step": best_step})
         self._notes["valid"] = metric
 
     def log_rollback(self, moment: Moment, *, rollbacks: int) -> None:

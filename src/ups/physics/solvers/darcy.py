@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
-from scipy import sparse
-from scipy.sparse import linalg
 from torch import Tensor
 
 from ups.errors import UpsError
@@ -68,12 +66,16 @@ class DarcySolver:
         self, medium: Float64[np.ndarray, "x y"], source: Float64[np.ndarray, "x y"], lengths: tuple[float, float]
     ) -> Float64[np.ndarray, "x y"]:
         """u at the cell centres, for any source (per unit of area)."""
+        from scipy.sparse import linalg  # slow to import, and of no other equation
+
         matrix = self.matrix(medium, lengths)
         solution: np.ndarray = linalg.spsolve(matrix, source.ravel())
         return solution.reshape(medium.shape)
 
-    def matrix(self, medium: Float64[np.ndarray, "x y"], lengths: tuple[float, float]) -> sparse.csc_array:
-        """The symmetric matrix of -div(a grad .), cell by cell, the last axis varying fastest."""
+    def matrix(self, medium: Float64[np.ndarray, "x y"], lengths: tuple[float, float]) -> Any:
+        """The symmetric matrix (csc_array) of -div(a grad .), cell by cell, the last axis varying fastest."""
+        from scipy import sparse
+
         number: np.ndarray = np.arange(medium.size).reshape(medium.shape)
         diagonal: np.ndarray = np.zeros(medium.shape)
         rows, columns, values = [number.ravel()], [number.ravel()], [diagonal.ravel()]  # a view, filled below

@@ -1,0 +1,94 @@
+"""What a run ends with, and whether it has ended already: told from the stamps of files alone, without PyTorch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ups.config.load import resolved
+from ups.config.schema import Settings
+from ups.pipeline.records import digest, folder_of, write_json
+from ups.timing import Timings
+
+FORMAT = 1
+FINISHED = "finished.json"
+LEFT = (
+    *("config.yaml", "metadata.json", "data.json", "gates.json", "report.html", "log.jsonl", "model/*"),
+    *("evaluation/small.json", "evaluation/full.json", "evaluation/fields.npz"),
+    *("checkpoints/*/model/*", "baselines/*/model/*"),
+)
+"""What a run leaves in its folder, of which none may have changed."""
+
+Stamps = dict[str, list[int] | None]
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What a run leaves for its user: the folder, a table of scores, lines worth saying, and whether all gates held."""
+
+    run_dir: Path
+    table: list[dict[str, str]]
+    messages: tuple[str, ...]
+    passed: bool = True
+    timings: Timings = field(default_factory=Timings, compare=False, repr=False)
+
+
+def remember(settings: Settings, data: Iterable[Path], outcome: RunOutcome) -> None:
+    """Notes in the run's folder how it ended, of which settings and data.
+
+    Args:
+        data: every data file that was read.
+    """
+    read = {str(path) for path in data}
+    places = read | {
+        str(Path(settings.data.root)),
+        *(str(Path(path).parent) for path in read),
+    }  # where others may appear
+    content = {
+        "format": FORMAT,
+        "key": digest(resolved(settings)),
+        "data": stamps(map(Path, sorted(places))),
+        "left": stamps(files_left(outcome.run_dir)),
+        "table": [list(row.items()) for row in outcome.table],  # columns in their order
+        "messages": outcome.messages,
+        "passed": outcome.passed,
+    }
+    write_json(outcome.run_dir / FINISHED, content)
+
+
+def outcome_of_finished(settings: Settings) -> RunOutcome | None:
+    """How the run of these settings ended, where neither they nor any file it read or left have changed since."""
+    folder = folder_of(settings)
+    try:
+        known: dict[str, Any] = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
+        same = (
+            known["format"] == FORMAT
+            and known["key"] == digest(resolved(settings))
+            and known["data"] == stamps(Path(path) for path in known["data"])
+            and known["left"] == stamps(files_left(folder))
+        )
+        table = [dict(row) for row in known["table"]]
+        return RunOutcome(folder, table, tuple(known["messages"]), known["passed"]) if same else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or damaged: every step looks itself
+        return None
+
+
+def files_left(folder: Path) -> list[Path]:
+    """The files of a run that its outcome rests on."""
+    return sorted(path for pattern in LEFT for path in folder.glob(pattern))
+
+
+def stamps(paths: Iterable[Path]) -> Stamps:
+    """Size and time of change of each path; None where there is none."""
+    found: Stamps = {}
+    for path in paths:
+        try:
+            state = path.stat()
+        except OSError:
+            found[str(path)] = None
+        else:
+            found[str(path)] = [state.st_size, state.st_mtime_ns]
+    return found

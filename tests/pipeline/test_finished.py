@@ -1,0 +1,105 @@
+"""A run that has ended is known to have: nothing is computed, not even imported, unless something has changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import pytest
+from tests.layouts import write_task
+from tests.pipeline.test_run import run, write_config
+
+from ups.config.load import load_settings
+from ups.pipeline.finished import outcome_of_finished
+from ups.pipeline.run import RunOutcome
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunOutcome]:
+    """A run of twelve steps, and how it ended."""
+    folder = tmp_path_factory.mktemp("ended")
+    write_task(folder / "b.hdf5", "burgers1d", num=12, frames=8, resolution=32, Nu=0.01)
+    config = write_config(folder, "burgers1d", ["b.hdf5"])
+    return config, run(config)
+
+
+def end(config: Path, *overrides: str) -> RunOutcome | None:
+    return outcome_of_finished(load_settings(config, overrides))
+
+
+def test_a_finished_run_says_again_how_it_ended(ended: tuple[Path, RunOutcome]) -> None:
+    config, outcome = ended
+    found = end(config)
+    assert found == outcome
+    assert [list(row) for row in found.table] == [list(row) for row in outcome.table], "columns in their order"
+    assert end(config, "seed=3") is None
+    assert end(config, "evaluation.full.steps=2") is None, "the same folder, another evaluation"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.yaml", "gates.json", "report.html", "evaluation/full.json", "model/weights.safetensors", "metadata.json"],
+)
+def test_a_result_that_was_touched_or_deleted_is_looked_at_again(ended: tuple[Path, RunOutcome], name: str) -> None:
+    config, outcome = ended
+    path = outcome.run_dir / name
+    content, stamp = path.read_bytes(), path.stat()
+    path.write_bytes(content + b" ")
+    assert end(config) is None
+    path.unlink()
+    assert end(config) is None
+    path.write_bytes(content)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert end(config) == outcome
+
+
+def test_changed_or_further_data_is_looked_at_again(ended: tuple[Path, RunOutcome], tmp_path: Path) -> None:
+    config, outcome = ended
+    data = config.parent / "b.hdf5"
+    kept = tmp_path / "kept"
+    shutil.copytree(config.parent, kept, copy_function=shutil.copy2)
+    with h5py.File(data, "r+") as file:
+        file["tensor"][0, 0, 0] += 1.0
+    assert end(config) is None
+    shutil.copy2(kept / "b.hdf5", data)
+    assert end(config) == outcome
+    state = config.parent.stat()
+    (config.parent / "another.hdf5").write_bytes(b"")
+    assert end(config) is None, "a folder or a pattern might name it"
+    (config.parent / "another.hdf5").unlink()
+    os.utime(config.parent, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert end(config) == outcome
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1, "key": 3}'])
+def test_a_damaged_note_is_no_note(ended: tuple[Path, RunOutcome], content: str) -> None:
+    config, outcome = ended
+    path = outcome.run_dir / "finished.json"
+    whole = path.read_text()
+    path.write_text(content)
+    assert end(config) is None
+    path.write_text(whole)
+    assert end(config) == outcome
+
+
+def test_the_command_says_so_without_importing_pytorch(ended: tuple[Path, RunOutcome]) -> None:
+    config, outcome = ended
+    script = (
+        "import sys; from ups.cli import main\ntry: main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", script, "run", str(config), "--profile"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == (0 if outcome.passed else 1)
+    said, imported = done.stderr.splitlines()
+    assert said.startswith("nothing to do: ")
+    assert imported == "False"
+    assert done.stdout.splitlines()[-1] == str(outcome.run_dir)
+    steps = [line.split("  ")[0] for line in done.stdout.splitlines()]
+    assert {"imports", "settings", "look what is done", "overhead", "all"} <= set(steps)
+    profile = json.loads((outcome.run_dir / "profile.json").read_text())
+    assert profile["sums"]["compute"]["seconds"] == 0
