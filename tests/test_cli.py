@@ -27,7 +27,7 @@ from ups.config import load_settings
 from ups.errors import CheckpointError, DataError, UpsError, UsageError
 from ups.pipeline.check_report import CheckReport, Folder, Problem
 
-COMMANDS = ["run", "train", "evaluate", "check", "rollout", "watch", "report", "board", "data"]
+COMMANDS = ["run", "train", "evaluate", "check", "rollout", "watch", "report", "push", "board", "data"]
 
 
 @dataclass

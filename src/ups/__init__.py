@@ -22,10 +22,11 @@ __all__ = ["__version__", "load"]
 
 
 def load(folder: str | Path, device: torch.device | str | None = None) -> Surrogate:
-    """Reads the trained model of a run's folder, or of any folder with `model/`.
+    """Reads the trained model of a run's folder, of any folder with `model/`, or of the Hugging Face Hub.
 
     Args:
-        folder: what `ups run` printed last.
+        folder: what `ups run` printed last; or `hf://OWNER/NAME`, what `ups push` wrote (with the extra `hub`). Weights
+            are safetensors: nothing is unpickled.
         device: where to compute; the GPU where there is one.
 
     Returns:

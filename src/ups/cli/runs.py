@@ -229,6 +229,18 @@ def report(run: Run) -> None:
 
 
 @app.command()
+def push(
+    run: Run,
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hugging Face Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make it private, if it is made.")] = False,
+) -> None:
+    """Put a run's model on the Hugging Face Hub, with a model card from its records."""
+    from ups.pipeline.card import push_run
+
+    typer.echo(push_run(run, repository, private=private))
+
+
+@app.command()
 def board(
     csv: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write every score of every run here, as CSV.")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ups.errors import UpsError, UsageError
+from ups.hub import SCHEME, download
 from ups.models.emulator import Emulator, TaskSpec
 from ups.models.simulator import Simulator
 from ups.models.store import load_model
@@ -198,12 +199,14 @@ def _check_trained(spec: TaskSpec, index: int, value: Tensor, extrapolate: bool)
 
 
 def load(folder: str | Path, device: torch.device | str | None = None) -> Surrogate:
-    """Reads a trained model from a run's folder, or from any folder with `model/`.
+    """Reads a trained model from a run's folder, from any folder with `model/`, or from `hf://OWNER/NAME`.
 
     Raises:
         CheckpointError: there is no model, or it is damaged.
+        UpsError: it is on the Hugging Face Hub, and the extra `hub` is not installed.
     """
+    place = download(folder) if isinstance(folder, str) and folder.startswith(SCHEME) else Path(folder)
     chosen = (
         torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     )
-    return Surrogate(load_model(Path(folder) / "model", chosen), chosen)
+    return Surrogate(load_model(place / "model", chosen), chosen)
