@@ -131,7 +131,7 @@ def _limits(tasks: Mapping[str, Any], model: Mapping[str, Any], scores: Mapping[
     yield (
         "- It solves on its own grid and on whole multiples of it."
         if steady
-        else "- It makes its own time steps on its own grid; it decodes at any points, and refuses other grids and steps."
+        else "- It makes its own time steps on its own grid; it decodes anywhere, and refuses other grids and steps."
     )
     yield "- Outside the range of parameters and the kind of initial fields above, nothing was measured."
     if model.get("corrector") is None and not steady:

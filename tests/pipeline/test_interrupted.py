@@ -1,0 +1,80 @@
+"""`ups run`, interrupted when a step has done its work and not yet noted it, goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.pipeline.test_run import run, write_config
+
+from ups.cli import main
+from ups.pipeline.records import StepRecords
+
+STEPS = ["data", "check", "codec", "operator", "evaluate-small", "evaluate", "gates", "gates-promotion", "report"]
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A run of twelve steps that makes its own data and may become the first champion."""
+    path = write_config(tmp_path, "burgers1d", ["made.hdf5"])
+    settings = json.loads(path.read_text())
+    settings["data"]["generate"] = {"samples": 12, "seed": 1, "params": {"nu": 0.05}, "resolution": 32, "frames": 8}
+    settings["gates"] = {"first_champion": True}
+    settings["evaluation"]["baselines"] = ["persistence"]
+    path.write_text(json.dumps(settings))
+    return path
+
+
+def test_a_run_that_is_interrupted_at_every_step_ends_as_one_that_is_not(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupted: list[str] = []
+    finish = StepRecords.finish
+
+    def interrupt(self: StepRecords, step: str, key: str, seconds: float, **notes: Any) -> None:
+        if step not in interrupted:
+            interrupted.append(step)
+            signal.raise_signal((signal.SIGTERM, signal.SIGINT)[len(interrupted) % 2])
+        finish(self, step, key, seconds, **notes)
+
+    monkeypatch.setattr(sys, "argv", ["ups", "run", str(config)])
+    monkeypatch.setattr(StepRecords, "finish", interrupt)
+    codes: list[object] = []
+    while not codes or codes[-1] in (130, 143):
+        with pytest.raises(SystemExit) as end:
+            main()
+        codes.append(end.value.code)
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        if codes[-1] in (130, 143):
+            assert said.err.splitlines()[-1] == "interrupted, run again to continue"
+    assert interrupted == STEPS
+    assert codes == [*(143 if index % 2 else 130 for index in range(len(STEPS))), 0]
+    folder = Path(said.out.splitlines()[-1])
+
+    monkeypatch.setattr(StepRecords, "finish", finish)
+    whole = run(config, f"runs_dir={config.parent / 'whole'}").run_dir
+    for name in ("model/weights.safetensors", "model/config.json"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    found, wanted = (json.loads((one / "evaluation" / "full.json").read_text())["tasks"] for one in (folder, whole))
+    assert found["burgers1d"]["nrmse"] == wanted["burgers1d"]["nrmse"]
+    assert json.loads((folder / "gates.json").read_text())["promoted"] is True
+    for name in ("report.html", "metadata.json"):
+        assert (folder / name).is_file()
+    steps = [
+        [json.loads(line)["step"] for line in (one / "log.jsonl").read_text().splitlines()] for one in (folder, whole)
+    ]
+    assert steps[0] == steps[1], "nothing was trained twice"
