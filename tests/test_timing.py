@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -39,6 +40,23 @@ def test_waiting_is_no_cpu_time_and_computing_is() -> None:
             pass
     assert timings.parts["wait"].cpu < 0.05
     assert timings.parts["work"].cpu >= 0.1
+
+
+def test_what_another_thread_does_meanwhile_is_not_counted() -> None:
+    timings = Timings("rest")
+
+    def save() -> None:
+        with timings.part("save"):
+            time.sleep(0.05)
+
+    with timings.part("train"):
+        thread = threading.Thread(target=save)
+        thread.start()
+        time.sleep(0.01)
+        with timings.part("validate"):
+            thread.join()
+    assert set(timings.parts) == {"rest", "train", "validate"}
+    assert timings.parts["validate"].seconds > 0.02
 
 
 def test_a_part_that_fails_is_counted_and_left() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ class Timings:
 
     def __init__(self, first: str = "rest", began: float | None = None) -> None:
         self.parts: dict[str, Part] = {}
+        self._thread = threading.get_ident()
         self._stack = [first]
         self._told = time.perf_counter() if began is None else began
         self._cpu = time.process_time() if began is None else 0.0
@@ -40,9 +42,14 @@ class Timings:
     def part(self, name: str, *, compute: bool = False) -> Iterator[None]:
         """What is done inside belongs to `name`, together with what else does.
 
+        In another thread than the one that made the timings it is not counted: that one goes on meanwhile.
+
         Args:
             compute: whether it is training or evaluation itself, rather than what comes with it.
         """
+        if threading.get_ident() != self._thread:
+            yield
+            return
         self._charge()
         self.parts.setdefault(name, Part(compute))
         self._stack.append(name)

@@ -28,8 +28,8 @@ from ups.training.schedule import Budget
 from ups.training.stages import baseline_objective, build_augments, build_objective
 
 BYTES = 4  # of a float32
-IN_MEMORY = 6  # floats that a trained parameter takes: itself, gradient, two moments, average, best value so far
-IN_CHECKPOINT = 5  # all of them but the gradient
+IN_CHECKPOINT = 5  # floats of a trained parameter: itself, two moments, average, best value so far
+IN_MEMORY = 1 + 2 * IN_CHECKPOINT  # its gradient besides, and a copy of what is being saved
 
 
 @dataclass(frozen=True)
