@@ -383,7 +383,7 @@ def test_a_folder_that_is_no_run_is_wrong_usage(cli: Ups, tmp_path: Path, comman
         ["train", "settings.yaml", "--stage", "steady_prior"],
         ["train", "settings.yaml", "task=burger1d"],
         ["run", "settings.yaml", "stages.steady_prior.steps=3"],
-        ["run", "settings.yaml", "task=darcy2d", "evaluation.baselines=[fno]"],
+        ["run", "settings.yaml", "task=darcy2d", "evaluation.baselines=[linear]"],
         ["run", "settings.yaml", "stages.operator.seconds=0"],
         ["run", "settings.yaml", "--force", "trainn"],
         ["watch", "none", "--once"],
