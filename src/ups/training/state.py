@@ -54,7 +54,7 @@ class TrainingClock:
     """Seconds of training alone: data and steps, without validation, checkpoints and start-up.
 
     Args:
-        kind: `wall`, or `process` for CPU time.
+        kind: `wall`, or `process` for CPU time; that of the thread which writes checkpoints meanwhile is part of it.
         device: waited for before a pause, so that queued work counts as training.
     """
 
