@@ -125,14 +125,14 @@ def measure(folder: Path, rounds: int) -> dict[str, Times]:
     number = count()
     ups = str(Path(sys.executable).with_name("ups"))
 
-    def place(fresh: bool) -> Path:
-        return folder / "runs" / (str(next(number)) if fresh else "again")
+    def place(fresh: bool, known: str) -> Path:
+        return folder / "runs" / (str(next(number)) if fresh else known)
 
     def first_step(fresh: bool) -> Times:
-        return until_stamp(FIRST_STEP, stamp, ["train", str(config), f"runs_dir={place(fresh)}"])
+        return until_stamp(FIRST_STEP, stamp, ["train", str(config), f"runs_dir={place(fresh, 'begun')}"])
 
     def whole_run(fresh: bool) -> Times:
-        runs = place(fresh)
+        runs = place(fresh, "finished")
         command = [ups, "run", str(config), f"runs_dir={runs}"]
         return overhead([*command, "--profile"], runs) if fresh else whole(command)
 

@@ -8,14 +8,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import h5py
 import pytest
 from tests.layouts import write_task
 from tests.pipeline.test_run import run, write_config
 
+from ups.config import Settings
 from ups.config.load import load_settings
-from ups.pipeline.finished import outcome_of_finished
+from ups.pipeline.finished import found_by_pattern, outcome_of_finished
 from ups.pipeline.run import RunOutcome
 
 
@@ -68,12 +70,22 @@ def test_changed_or_further_data_is_looked_at_again(ended: tuple[Path, RunOutcom
     assert end(config) is None
     shutil.copy2(kept / "b.hdf5", data)
     assert end(config) == outcome
-    state = config.parent.stat()
     (config.parent / "another.hdf5").write_bytes(b"")
-    assert end(config) is None, "a folder or a pattern might name it"
-    (config.parent / "another.hdf5").unlink()
-    os.utime(config.parent, ns=(state.st_atime_ns, state.st_mtime_ns))
-    assert end(config) == outcome
+    assert end(config) == outcome, "it is not named"
+
+
+def test_files_that_a_pattern_or_the_folder_would_find_are_looked_for(tmp_path: Path) -> None:
+    for name in ("a.h5", "b.hdf5", "notes.txt"):
+        (tmp_path / name).touch()
+
+    def found(**data: Any) -> list[str]:
+        settings = Settings.model_validate({"data": {"task": "burgers1d", "root": str(tmp_path), **data}})
+        return [Path(path).name for path in found_by_pattern(settings.data)]
+
+    assert found() == ["a.h5", "b.hdf5"]
+    assert found(files="a.h5") == []
+    assert found(files=["a.h5", "b*"]) == ["b.hdf5"]
+    assert found(split={"train_files": ["a.h5"], "test_files": ["*.hdf5"]}) == ["b.hdf5"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1, "key": 3}'])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ups.config.data import DataSettings
 from ups.config.load import resolved
 from ups.config.schema import Settings
 from ups.pipeline.records import digest, folder_of, write_json
@@ -42,15 +43,11 @@ def remember(settings: Settings, data: Iterable[Path], outcome: RunOutcome) -> N
     Args:
         data: every data file that was read.
     """
-    read = {str(path) for path in data}
-    places = read | {
-        str(Path(settings.data.root)),
-        *(str(Path(path).parent) for path in read),
-    }  # where others may appear
     content = {
         "format": FORMAT,
         "key": digest(resolved(settings)),
-        "data": stamps(map(Path, sorted(places))),
+        "data": stamps(data),
+        "found": found_by_pattern(settings.data),
         "left": stamps(files_left(outcome.run_dir)),
         "table": [list(row.items()) for row in outcome.table],  # columns in their order
         "messages": outcome.messages,
@@ -67,6 +64,7 @@ def outcome_of_finished(settings: Settings) -> RunOutcome | None:
         same = (
             known["format"] == FORMAT
             and known["key"] == digest(resolved(settings))
+            and known["found"] == found_by_pattern(settings.data)
             and known["data"] == stamps(Path(path) for path in known["data"])
             and known["left"] == stamps(files_left(folder))
         )
@@ -74,6 +72,17 @@ def outcome_of_finished(settings: Settings) -> RunOutcome | None:
         return RunOutcome(folder, table, tuple(known["messages"]), known["passed"]) if same else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or damaged: every step looks itself
         return None
+
+
+def found_by_pattern(data: DataSettings) -> list[str]:
+    """The files that are found rather than named: those of a pattern, or all of the root folder where none is named."""
+    given = (data.files, data.split.train_files, data.split.valid_files, data.split.test_files)
+    lists = [names for one in given if one for names in (one.values() if isinstance(one, Mapping) else (one,))]
+    root = Path(data.root)
+    if not lists:
+        return sorted(str(path) for path in root.glob("*") if path.suffix in (".h5", ".hdf5"))
+    patterns = [name for names in lists for name in names if any(sign in name for sign in "*?[")]
+    return sorted({str(path) for pattern in patterns for path in root.glob(pattern)})
 
 
 def files_left(folder: Path) -> list[Path]:
