@@ -59,8 +59,10 @@ def make(folder: Path) -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def train(tasks: list[str], seconds: float, seed: int, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """nrmse by task, at the values trained on and in between, of one model of these tasks."""
+def train(
+    tasks: list[str], seconds: float, seed: int, arguments: argparse.Namespace
+) -> tuple[dict[str, dict[str, float]], int]:
+    """nrmse by task, at the values trained on and in between, of one model of these tasks; and its training steps."""
     from ups.config.load import load_settings
     from ups.config.schema import Settings
     from ups.evaluation.evaluate import Protocol, evaluate
@@ -104,7 +106,7 @@ def train(tasks: list[str], seconds: float, seed: int, arguments: argparse.Names
         for task in tasks:
             value: Any = found.scores(task)["nrmse"].value
             scores[task][name] = value
-    return scores
+    return scores, workspace.records.note("operator", "steps", 0)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -117,9 +119,19 @@ def run(arguments: argparse.Namespace) -> None:
             if any({key: line[key] for key in wanted} == wanted for line in read_lines(arguments.out)):
                 say(f"{name} {seed}: done")
                 continue
-            scores = train(tasks, arguments.seconds * len(tasks), seed, arguments)
-            append({**wanted, "nrmse": scores, "commit": commit(), "source": source_hash()}, arguments.out)
+            scores, steps = train(tasks, arguments.seconds * len(tasks), seed, arguments)
+            append(
+                {**wanted, "nrmse": scores, "steps": steps, "commit": commit(), "source": source_hash()}, arguments.out
+            )
             say(f"{name} {seed}: {scores}")
+
+
+def compared(pairs: list[tuple[Line, Line]], task: str, where: str) -> str:
+    """The cells of a task's own model and of the shared one: medians of nrmse, of its ratio, and of steps per task."""
+    alone, shared = ([line["nrmse"][task][where] for line in side] for side in zip(*pairs, strict=True))
+    ratio = median(both / one for one, both in zip(alone, shared, strict=True))
+    steps = [median(line["steps"] for line in side) for side in zip(*pairs, strict=True)]
+    return f"{median(alone):.3g} | {median(shared):.3g} | {ratio:.2f} | {steps[0]:.0f} | {steps[1] / len(VALUES):.0f}"
 
 
 def table(arguments: argparse.Namespace) -> None:
@@ -129,24 +141,22 @@ def table(arguments: argparse.Namespace) -> None:
     for task in VALUES:
         for where in ("seen", "between"):
             pairs = [
-                (line["nrmse"][task][where], lines[BOTH, seed]["nrmse"][task][where])
+                (line, lines[BOTH, seed])
                 for (model, seed), line in lines.items()
                 if model == task and (BOTH, seed) in lines
             ]
             if pairs:
-                alone, shared = (median(values) for values in zip(*pairs, strict=True))
-                ratio = median(both / one for one, both in pairs)
-                rows.append(f"| {task} | {where} | {alone:.3g} | {shared:.3g} | {ratio:.2f} | {len(pairs)} |")
+                rows.append(f"| {task} | {where} | {compared(pairs, task, where)} | {len(pairs)} |")
     seconds = sorted({line["seconds"] for line in lines.values()})
     text = [
         "# One model for three equations",
         "",
         f"nrmse of roll-outs over test trajectories, medians of the seeds; {seconds} CPU seconds per task. `seen`: at",
         "the values trained on; `between`: at one that training never saw. Drawn by `bench/multitask.py` from",
-        "`multitask.jsonl`.",
+        "`multitask.jsonl`; of lines of the same model and seed, the last counts.",
         "",
-        "| task | values | a model of its own | one model of all three | ratio | seeds |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| task | values | a model of its own | one of all | ratio | steps of its own | of all, per task | seeds |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         *rows,
     ]
     TABLE.write_text("\n".join(text) + "\n")
