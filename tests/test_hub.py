@@ -50,9 +50,10 @@ class Hub:
     def __init__(self, root: Path) -> None:
         self.root, self.private, self.fetched = root, dict[str, bool](), list[str]()
 
-    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool, repo_type: str) -> None:
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool, repo_type: str) -> str:
         assert (exist_ok, repo_type) == (True, "model")
         self.private.setdefault(repo_id, private)
+        return f"https://hub.example/{repo_id}"
 
     def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str, repo_type: str) -> None:
         shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
@@ -87,7 +88,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_what_is_pushed_is_loaded_again_bit_for_bit(run: Path, hub: Hub) -> None:
-    assert push_run(run, "someone/burgers", private=True) == "https://huggingface.co/someone/burgers"
+    assert push_run(run, "someone/burgers", private=True) == "https://hub.example/someone/burgers"
     assert hub.private == {"someone/burgers": True}
     there = sorted(path.relative_to(hub.root / "someone/burgers").as_posix() for path in hub.root.rglob("*.*"))
     assert there == ["README.md", "evaluation/full.json", "model/config.json", "model/weights.safetensors"]

@@ -48,7 +48,7 @@ def upload(folder: Path, repository: str, *, private: bool, message: str) -> str
     hub = _package()
     try:
         api = hub.HfApi()
-        api.create_repo(repository, private=private, exist_ok=True, repo_type="model")
+        address = api.create_repo(repository, private=private, exist_ok=True, repo_type="model")
         api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=message, repo_type="model")
     # The package and its network layer raise what they like: HTTP errors of their own, OSError, ValueError.
     except Exception as error:  # noqa: BLE001
@@ -56,7 +56,7 @@ def upload(folder: Path, repository: str, *, private: bool, message: str) -> str
             f"{repository} cannot be written ({_told(error)}); log in with `hf auth login` or set HF_TOKEN, to a token "
             "that may write there, and look at the network"
         ) from None
-    return f"https://huggingface.co/{repository}"
+    return str(address)
 
 
 def download(address: str) -> Path:
