@@ -65,7 +65,7 @@ RECIPES: dict[tuple[str, int], Recipe] = {
         {"width": 12, "modes": 16, "position": False, "padding": 0.125, "layers": 3}, lr=8e-3, batch_size=8
     ),
     ("unet", 1): Recipe({"width": 16, "levels": 3, "residual": True}, lr=8e-3, batch_size=16),
-    ("unet", 2): Recipe({"width": 16, "levels": 3, "residual": True}, lr=16e-3, batch_size=4),
+    ("unet", 2): Recipe({"width": 16, "levels": 3, "residual": True}, lr=4e-3, batch_size=4),
 }
 """What `run` uses: the winner of each search that was made, else its start."""
 
