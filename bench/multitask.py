@@ -147,7 +147,7 @@ def table(arguments: argparse.Namespace) -> None:
             ]
             if pairs:
                 rows.append(f"| {task} | {where} | {compared(pairs, task, where)} | {len(pairs)} |")
-    seconds = sorted({line["seconds"] for line in lines.values()})
+    seconds = ", ".join(f"{one:g}" for one in sorted({line["seconds"] for line in lines.values()}))
     text = [
         "# One model for three equations",
         "",

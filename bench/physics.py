@@ -206,7 +206,7 @@ def table(arguments: argparse.Namespace) -> None:
     """Draws both tables."""
     lines = read_lines(arguments.out)
     gaps = {(line["task"], line["form"], line["guarded"]): line for line in lines if line["what"] == "gap"}
-    steps = sorted({line["steps"] for line in gaps.values()})
+    steps = ", ".join(map(str, sorted({line["steps"] for line in gaps.values()})))
     text = [
         "# Physics: what is kept, and what priors bring",
         "",
@@ -247,7 +247,7 @@ def prior_rows(lines: list[Line]) -> list[str]:
             f"| {task} | {form} | {prior} | {weight:g} | {before[0]:.3g} | {after[0]:.3g} | {ratio:.2f} | "
             f"{before[1]:.2g} | {after[1]:.2g} | {len(pairs)} |"
         )
-    steps = sorted({line["steps"] for line in lines})
+    steps = ", ".join(map(str, sorted({line["steps"] for line in lines})))
     return [
         f"{steps} steps of training; nrmse of roll-outs over test trajectories; violation: the prior's own",
         "term one step ahead on test windows. Medians of the seeds. Problems without time take no priors.",

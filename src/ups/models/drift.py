@@ -23,9 +23,8 @@ from ups.models.modes import ModeTransform
 
 VALUES = 64  # of the parameters, whose motions are measured, at most
 LEAST = 0.05  # cells; a blend of turns that differ by less is as good as the turn between them
-SURE = (
-    0.1  # of the motions' spread over the values: what they may miss the affine function by, and their halves differ by
-)
+SURE = 0.1
+"""Of the motions' spread over the values: what they may miss the affine function by, and their halves differ by."""
 NEWTON_STEPS = 8  # from the best whole number of cells to the peak
 
 
