@@ -71,6 +71,7 @@ RECIPES: dict[tuple[str, int], Recipe] = {
 
 TASK_RECIPES: dict[tuple[str, str], Recipe] = {
     ("fno", "kolmogorov"): Recipe({"width": 20, "modes": 12, "position": False}, lr=4e-3, batch_size=8),
+    ("unet", "shallow_water"): Recipe({"width": 16, "levels": 3}, lr=16e-3, batch_size=4),
 }
 """Peers that do far better on a task with another recipe than the one searched for its dimension, by validation."""
 

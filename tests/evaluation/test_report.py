@@ -16,7 +16,7 @@ import torch
 from tests.evaluation.helpers import Draws, Steps, bumps, make_set, shifted, spec_of, travelling_sines
 
 from ups.errors import UpsError, UsageError
-from ups.evaluation import pictures
+from ups.evaluation import pictures, plots
 from ups.evaluation.evaluate import Protocol, evaluate
 from ups.evaluation.report import Run, write_report
 from ups.evaluation.summary import Scores, number, plain, with_unit
@@ -216,6 +216,14 @@ def test_environment_begins_with_the_machine_and_ends_with_hashes(tmp_path: Path
         *("steps.operator.seconds", "architecture", "config_hash"),
     ]
     assert dict(lines)["last_full_eval"] == "–"
+
+
+def test_a_diverged_roll_out_is_not_drawn_as_one_that_conserves() -> None:
+    def drawn(*drift: float | None) -> str:
+        return plots.conservation([1e-4] * 4, {0: drift}, dt=0.1)
+
+    assert drawn(1e-3, 1e-2, None, None) != drawn(1e-3, 1e-2, 0.0, 0.0)
+    assert drawn(1e-3, 1e-2, 1e-12, 0.0) == drawn(1e-3, 1e-2, 0.0, 0.0)
 
 
 def test_training_of_baselines_is_called_by_their_names_and_one_point_is_drawn(tmp_path: Path) -> None:

@@ -77,6 +77,17 @@ def test_who_names_the_threads_gets_them(config: Path, monkeypatch: pytest.Monke
     assert torch.get_num_threads() == 2
 
 
+def test_a_run_keeps_to_the_threads_of_its_first_environment(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_representative", lambda workspace: pytest.fail("measured all the same"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)  # as PyTorch does by itself in a new process
+    prepare(load_settings(config, MEASURED), SilentProgress())
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    torch.set_num_threads(2)
+    prepare(load_settings(config, MEASURED), SilentProgress())
+    assert torch.get_num_threads() == 1
+
+
 def test_the_real_step_is_timed(config: Path) -> None:
     said: list[str] = []
 

@@ -142,6 +142,19 @@ def test_taus_follow_their_schedule() -> None:
         assert max(starts) < 8
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8])
+def test_every_place_that_the_student_samples_from_is_taught(steps: int) -> None:
+    simulator = make_simulator(architecture=replace(SMALL, student_steps=steps))
+    objective = DistillObjective(simulator, AUGMENTS, DistillTerms(num_taus=(3,), teacher_steps=8))
+    own, rng = objective.own_places(), torch.Generator().manual_seed(0)
+    assert own == {1: [0], 2: [0, 4], 3: [0, 3, 5], 4: [0, 2, 4, 6], 8: [*range(8)]}[steps]
+    drawn = [objective._starts(rng) for _ in range(40)]
+    assert all(len(set(starts)) == 3 for starts in drawn)
+    assert set(own) <= {place for starts in drawn for place in starts}
+    if len(own) <= 3:
+        assert all(set(own) <= set(starts) for starts in drawn)
+
+
 def test_a_student_learns_to_land_where_its_teacher_does() -> None:
     simulator = make_simulator(architecture=replace(SMALL, sampler_steps=8))
     objective = DistillObjective(simulator, AUGMENTS, DistillTerms(num_taus=(2,), micro_batch=64, teacher_steps=8))

@@ -104,8 +104,8 @@ class Settings(Group):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is the GPU where there is one."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """CPU threads of one operation; null takes what the environment says (`OMP_NUM_THREADS`), or else measures at the
-    start of a run whether all threads are faster than one, and keeps to that."""
+    """CPU threads of one operation; null takes what the environment says (`OMP_NUM_THREADS`), or else measures whether
+    all threads are faster than one. A run keeps to what it was started with."""
     runs_dir: Word = "runs"
     """Folder of the runs' folders."""
     data: DataSettings

@@ -92,7 +92,7 @@ def conservation(truth: Sequence[float | None], predictions: Mapping[int, Sequen
     """
     with _chart("Drift of a conserved integral against time") as (figure, axes):
         for number, curve in [(None, truth), *reversed(list(predictions.items()))]:
-            values = [value if value > ROUNDING else ROUNDING for value in _gaps(curve)]
+            values = [ROUNDING if value <= ROUNDING else value for value in _gaps(curve)]  # a gap stays one
             times = [dt * (frame + 1) for frame in range(len(values))]
             if number is None:
                 axes.plot(times, values, color=TRUTH, linewidth=3.2, alpha=0.45, marker=_marker(values))

@@ -153,9 +153,8 @@ def prepare(
         made = workspace.generate_missing(overwrite="data" in force)
     if made:
         workspace.records.finish("data", digest(resolved(settings)["data"]), time.perf_counter() - began)
-    if skip_checks:
-        settle_threads(workspace)
     if skip_checks or workspace.records.done("check", key := digest(resolved(settings), workspace.file_stamps())):
+        settle_threads(workspace)
         return workspace
     began = time.perf_counter()
     problems = check_everything(workspace).problems

@@ -20,16 +20,22 @@ STEPS = 2  # of which the faster one counts
 
 
 def settle_threads(workspace: Workspace) -> None:
-    """Sets the threads of one operation where nobody else did, and has a run keep to it: other sums round otherwise.
+    """Sets the threads of one operation where the settings do not; a run keeps to them, as other sums round otherwise.
 
-    Threads that wait for each other on cores which other programs use make a step tens of times as long as it is on
-    one; so all threads are used only where they pay.
+    What the environment names is taken; else it is measured. Threads that wait for each other on cores which other
+    programs use make a step tens of times as long as it is on one, so all are used only where they pay.
     """
-    most = torch.get_num_threads()
-    named = workspace.settings.threads is not None or "OMP_NUM_THREADS" in os.environ
-    if named or most == 1 or workspace.device.type != "cpu" or workspace.records.key(THREADS):
+    if workspace.settings.threads is not None or workspace.device.type != "cpu" or workspace.records.key(THREADS):
         return
-    began = time.perf_counter()
+    began, most = time.perf_counter(), torch.get_num_threads()
+    count = most if most == 1 or "OMP_NUM_THREADS" in os.environ else _fastest(workspace, most)
+    torch.set_num_threads(count)
+    if workspace.run_dir.is_dir():
+        workspace.records.finish(THREADS, "settled", time.perf_counter() - began, count=count)
+
+
+def _fastest(workspace: Workspace, most: int) -> int:
+    """All threads, or one where they are hardly faster."""
     objective, batch_size = _representative(workspace)
     with closing(make_loader(workspace, batch_size)) as loader:
         loader.set_horizon(objective.plan(0, 1.0))
@@ -46,11 +52,9 @@ def settle_threads(workspace: Workspace) -> None:
         torch.set_num_threads(count)
         seconds[count] = min(step() for _ in range(STEPS))
     count = most if WORTH * seconds[most] < seconds[1] else 1
-    torch.set_num_threads(count)
     took = ", ".join(f"{1000 * one:.0f} ms with {threads}" for threads, one in seconds.items())
     workspace.progress.say(f"threads: {count} (a step takes {took}; threads=N decides otherwise)")
-    if workspace.run_dir.is_dir():
-        workspace.records.finish(THREADS, "measured", time.perf_counter() - began, count=count)
+    return count
 
 
 def _representative(workspace: Workspace) -> tuple[Objective, int]:

@@ -315,7 +315,7 @@ class DistanceToTeacher:
 
     def __init__(self, workspace: Workspace, objective: DistillObjective) -> None:
         self.workspace, self.objective = workspace, objective
-        self.places = sorted({0, objective.terms.teacher_steps // 2})  # those that two jumps land from
+        self.places = objective.own_places()
 
     @torch.no_grad()
     def __call__(self) -> float:

@@ -21,7 +21,7 @@ from ups.errors import UpsError
 from ups.models.diffusion import Condition, angle, even_times, on_circle, spread
 from ups.models.layers import full_precision
 from ups.models.simulator import Simulator
-from ups.training.losses import relative_l2, spectral_loss
+from ups.training.losses import least_norm, relative_l2, spectral_loss
 from ups.training.objectives import Metrics, Scalar
 
 Draw = Callable[[int, torch.Generator], Float[Tensor, " batch"]]
@@ -155,7 +155,7 @@ class DiffusionObjective:
             if self.terms.spectral:
                 losses["spectral"] = self.terms.spectral * spectral_loss(landed, truth)
             if self.terms.relative:
-                losses["relative"] = self.terms.relative * relative_l2(landed, truth)
+                losses["relative"] = self.terms.relative * relative_l2(landed, truth, least_norm(truth))
         return torch.stack(list(losses.values())).sum(), {name: value.detach() for name, value in losses.items()}
 
 
@@ -220,20 +220,28 @@ class DistillObjective:
             total = total + loss * (len(part.spread) / size)
         return total
 
+    def own_places(self) -> list[int]:
+        """Places on the path, by their number, that the student samples from; the nearest there are, noise first."""
+        last, taus = self.terms.teacher_steps, even_times(self.corrector.architecture.student_steps)[:-1]
+        return sorted({min(round(tau * last), last - 1) for tau in taus})
+
     def _starts(self, rng: torch.Generator) -> list[int]:
-        """Places on the path to land from: those that the student samples from, then others at random."""
-        schedule, last = self.terms.num_taus, self.terms.teacher_steps
-        num = min(schedule[min(self.epoch, len(schedule) - 1)], last)
-        taus = even_times(self.corrector.architecture.student_steps)[:-1]
-        own = sorted({round(tau * last) for tau in taus} - {last})[:num]
-        others = [place for place in range(last) if place not in own]
-        drawn = torch.randperm(len(others), generator=rng, device=rng.device)[: num - len(own)]
-        return [*own, *(others[place] for place in drawn.tolist())]
+        """Places on the path to land from: noise, what else the student samples from, and others, in this order."""
+        schedule = self.terms.num_taus
+        num = min(schedule[min(self.epoch, len(schedule) - 1)], self.terms.teacher_steps)
+        first, *own = self.own_places()
+        others = [place for place in range(self.terms.teacher_steps) if place not in (first, *own)]
+        return [first, *shuffled(own, rng), *shuffled(others, rng)][:num]
 
     def _miss(self, targets: list[tuple[Tensor, float, Tensor]], condition: Condition) -> Tensor:
         """Mean over (w, tau, xi) of how far from xi the student lands, squared."""
         far = [self.corrector.land(w, tau, condition) - end for w, tau, end in targets]
         return torch.stack([one.square().mean() for one in far]).mean()
+
+
+def shuffled(places: list[int], rng: torch.Generator) -> list[int]:
+    """The places in random order."""
+    return [places[index] for index in torch.randperm(len(places), generator=rng, device=rng.device).tolist()]
 
 
 def fit_scales(steps: ResidualSteps, batches: Iterable[Batch]) -> None:
