@@ -46,7 +46,7 @@ def measure(task: str, places: Places, say: Callable[[str], None], *, code: Mapp
     cost = coarsest_solver(test.equation, exact[:, 0], exact, params, times, test.grid.spacing, target_nrmse=0.0)
     ours = min(before, seconds_of(simulator, test, frames, test.params[spread]))
     trials = [{**asdict(trial), "nrmse": trial.nrmse if math.isfinite(trial.nrmse) else None} for trial in cost.tried]
-    return {"task": task, "trajectories": len(spread), "ups_seconds": ours, "solver": trials, **code}
+    return {"task": task, "samples": spread.tolist(), "ups_seconds": ours, "solver": trials, **code}
 
 
 @torch.no_grad()

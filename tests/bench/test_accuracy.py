@@ -259,11 +259,16 @@ def test_solver_is_held_at_the_coarsest_grid_that_is_as_accurate() -> None:
         {"resolution": points, "nrmse": error, "seconds_per_trajectory": seconds}
         for points, error, seconds in ((16, None, 1.0), (32, 0.2, 2.0), (48, 0.1, 3.0), (64, 0.01, 4.0))
     ]
-    line = {"task": "burgers", "ups_seconds": 1.5, "solver": trials}
-    cells = cells_of({("burgers", "ups"): [0.1]})
-    assert "| 48 | 0.1 | 3 | 2 |" in table.Report(cells, {"burgers": line}).at_equal_error()
-    cells = cells_of({("burgers", "ups"): [0.001]})
-    assert "| none | 0.01 at best | - | - |" in table.Report(cells, {"burgers": line}).at_equal_error()
+    line = {"task": "burgers", "ups_seconds": 1.5, "solver": trials, "samples": [0, 2]}
+
+    def told(*each: float) -> str:
+        ours = Cell("burgers", "ups", 200.0, 0)
+        return table.Report({ours: make_line(ours, 9.0, each=each)}, {"burgers": line}).at_equal_error()
+
+    assert "| burgers | 0.1 | 1.5 | 48 | 0.1 | 3 | 2 |" in told(
+        0.05, 7.0, 0.15
+    )  # the trajectories that it was timed on
+    assert "| burgers | 0.001 | 1.5 | none | 0.01 at best | - | - |" in told(0.001, 7.0, 0.001)
 
 
 def test_lines_read_back_draw_the_same_table(tmp_path: Path) -> None:
