@@ -80,6 +80,28 @@ def test_what_does_not_move_like_that_is_blended(case: str) -> None:
     assert not drift.cells.any()
 
 
+@pytest.mark.parametrize("strength", [0.5, 0.1])
+def test_fields_that_move_apart_are_blended_also_where_one_is_weaker(strength: float) -> None:
+    """By p and -p cells: all fields together move as the stronger one does."""
+    torch.manual_seed(0)
+    p = torch.tensor([-1.5, -0.5, 0.5, 1.5]).repeat(100)[:, None]
+    first, second = smooth(400), strength * smooth(400)
+    drift = Drift(ModeTransform((64,), [True]), [0])
+    drift.fit([(torch.cat([first, second], 1), torch.cat([moved(first, p[:, 0]), moved(second, -p[:, 0])], 1), p)])
+    assert not drift.cells.any()
+
+
+def test_fields_that_move_together_move_whatever_their_strength() -> None:
+    """The weaker by 0.1, besides noise that is too weak to say anything, and a field that is the same everywhere."""
+    torch.manual_seed(0)
+    p = torch.tensor([-1.5, -0.5, 0.5, 1.5]).repeat(100)[:, None]
+    u = torch.cat([smooth(400), 0.1 * smooth(400)], 1)
+    noise, flat = 1e-3 * torch.randn(2, 400, 1, 64), torch.randn(400, 1, 1).expand(-1, -1, 64)
+    drift = Drift(ModeTransform((64,), [True]), [0])
+    drift.fit([(torch.cat([u, noise[0], flat], 1), torch.cat([moved(u, 3 * p[:, 0]), noise[1], -flat], 1), p)])
+    torch.testing.assert_close(drift.cells[:, 0], torch.tensor([0.0, 3.0]), atol=1e-2, rtol=0)
+
+
 def test_a_forcing_that_is_read_stays_where_it_is() -> None:
     torch.manual_seed(0)
     u, p = smooth(400), torch.tensor([-1.0, 0.0, 1.0, 2.0]).repeat(100)[:, None]

@@ -7,7 +7,8 @@ cross-correlation, which knows no wrap of phases), and taken as an affine functi
 
     s(p) = s_0 + S p.
 
-Where the data do not move like that - differently, hardly, or not at all - s stays zero and everything is blended.
+Where the data do not move like that - differently, each field in its own way, hardly, or not at all - s stays zero and
+everything is blended.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from ups.models.modes import ModeTransform
 VALUES = 64  # of the parameters, whose motions are measured, at most
 LEAST = 0.05  # cells; a blend of turns that differ by less is as good as the turn between them
 SURE = 0.1
-"""Of the motions' spread over the values: what they may miss the affine function by, and their halves differ by."""
+"""Of the motions' spread over the values: what those of all fields together, and of each one alone, may miss the affine
+function by, and their halves differ by."""
+WEAK = 1e-3  # of the energy of all fields' waves; one with less has no say in how they move
 NEWTON_STEPS = 8  # from the best whole number of cells to the peak
 
 
@@ -68,7 +71,7 @@ class Drift(nn.Module):
         found: dict[tuple[float, ...], Tensor] = {}
         for before, after, params in pairs:
             x, y = (torch.fft.rfftn(u.double(), dim=dims) for u in (before, after))
-            cross, first = (y * x.conj()).sum(1), torch.arange(len(x), device=x.device) < len(x) // 2
+            cross, first = y * x.conj(), torch.arange(len(x), device=x.device) < len(x) // 2
             values = params.index_select(1, self.columns).double()
             for value in values.unique(dim=0):
                 here, key = (values == value).all(1), tuple(value.tolist())
@@ -78,13 +81,23 @@ class Drift(nn.Module):
         if len(found) > len(self.columns):
             self._keep(torch.tensor(list(found), dtype=torch.float64), torch.stack(list(found.values())))
 
-    def _keep(self, values: Float[Tensor, "value parameter"], spectra: Shaped[Tensor, "value half *modes"]) -> None:
-        """Fits s(p) to the motions at the values and keeps it, unless it misses them or there is hardly any."""
-        whole, first, second = (self._peak(part) for part in (spectra.sum(1), spectra[:, 0], spectra[:, 1]))
+    def _keep(
+        self, values: Float[Tensor, "value parameter"], spectra: Shaped[Tensor, "value half channel *modes"]
+    ) -> None:
+        """Fits s(p) to the motions at the values and keeps it, unless it misses them or there is hardly any.
+
+        The motions are those of all fields together; the motion of each field by itself must not miss it either.
+        """
+        fields = spectra.sum(1)
+        whole, first, second = (self._peak(part.sum(1)) for part in (fields, spectra[:, 0], spectra[:, 1]))
         known = with_one(values)
         affine = torch.linalg.lstsq(known, whole, driver="gelsd").solution
         spread, missed, doubt = (_rms(part) for part in (whole - whole.mean(0), known @ affine - whole, first - second))
-        if spread >= LEAST and max(missed, doubt) <= SURE * spread:
+        if spread < LEAST or max(missed, doubt) > SURE * spread:
+            return
+        energy = fields.flatten(2)[..., 1:].abs().sum((0, 2))  # a field's mean does not move
+        telling = energy > WEAK * energy.sum()
+        if all(_rms(known @ affine - self._peak(field)) <= SURE * spread for field in fields[:, telling].unbind(1)):
             self.cells.copy_(affine)
 
     def _peak(self, cross: Shaped[Tensor, "value *modes"]) -> Float[Tensor, "value axis"]:
