@@ -31,6 +31,7 @@ from typing import Any
 import torch
 import torch._dynamo  # by the first step of an optimizer, which takes longer than all that is imported before
 
+from accuracy_bench.results import commit, source_hash
 from ups.cli import main as main_of_ups
 from ups.evaluation.report import write_report as write_report  # so that no start has to import it
 from ups.pipeline.run import run_pipeline as run_pipeline
@@ -275,6 +276,8 @@ def main() -> None:
         "seconds_of_starting": round(again, 1),
         "seconds_between_kills": round(mean, 1),
         "seed": options.seed,
+        "commit": commit(),
+        "source": source_hash(),
     }
     print(json.dumps(result))
     if options.out is not None:

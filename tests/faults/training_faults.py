@@ -4,7 +4,8 @@
     python training_faults.py bad FOLDER OPTIMIZER       the same, of a training that skips steps and rolls back
     python training_faults.py crash FOLDER               trains with sinks of which one fails, then raises
     python training_faults.py save FOLDER HOW            SIGKILL before each file operation of a save: `here`, in the
-                                                         `background`, or going `back` to an earlier step
+                                                         `background`, going `back` to an earlier step, or there
+                                                         from the `only` checkpoint
     python training_faults.py term FOLDER                trains until SIGTERM, then exits as the command line would
     python training_faults.py full FOLDER BYTES          trains where no file may grow beyond BYTES
     python training_faults.py closed FOLDER              trains in an open folder and in two that refuse, not as root
@@ -126,7 +127,7 @@ def kill(folder: Path, optimizer: str, make: Callable[..., ToyObjective] = ToyOb
 def save(folder: Path, how: str) -> dict[str, object]:
     """Kills a save, which also removes what it supersedes, before its n-th file operation, for every n."""
     operations = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "os.listdir", "os.scandir")
-    steps, new = ((1, 2, 3), 2) if how == "back" else ((1, 2), 3)
+    steps, new = {"back": ((1, 2, 3), 2), "only": ((3,), 2)}.get(how, ((1, 2), 3))
     results = []
     for n in range(1000):
         place = folder / str(n)
@@ -158,7 +159,8 @@ def save(folder: Path, how: str) -> dict[str, object]:
 
         status = in_child(save_and_die)
         committed = {step: float(store._read(step)[1]["tensor"][0]) for step in store.steps()}  # raises where not whole
-        assert how == "back" or new in committed or committed.keys() == set(steps)  # nothing was purged before
+        last = steps[-1]  # nothing was purged before the new one was in its place
+        assert committed.get(new) == NEW or (last in committed if new < last else committed.keys() == set(steps))
         found = open_store().load()
         assert found is not None
         assert found["tensor"].eq(found["tensor"][0]).all()

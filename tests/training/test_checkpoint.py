@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import shutil
@@ -172,6 +173,26 @@ def test_going_back_leaves_nothing_later_to_resume_from(tmp_path: Path) -> None:
     assert not list((tmp_path / "stage").glob(".*"))
     made.save(4, state(4))
     assert made.steps() == [1, 2, 4]  # what was left counts no more
+
+
+def test_going_back_fails_with_what_it_was_to_replace_still_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = store(tmp_path, keep=1)
+    made.save(3, state(3))  # where a stop left it: the only one
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(CheckpointStore, "_put", full)
+    with pytest.raises(CheckpointError, match="Earlier checkpoints are intact"):
+        made.save(2, state(20))
+    assert made.steps() == [3]
+    monkeypatch.undo()
+    monkeypatch.setattr(CheckpointStore, "_remove", full)
+    with pytest.raises(CheckpointError, match="step 2 is written, but what it supersedes could not be removed"):
+        made.save(2, state(20))
+    assert made.steps() == [2, 3]
 
 
 def test_what_a_killed_save_was_replacing_is_put_back(tmp_path: Path) -> None:

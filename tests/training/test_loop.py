@@ -361,6 +361,35 @@ def test_a_roll_back_after_a_stop_leaves_nothing_later_to_resume_from(tmp_path: 
     assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("where", ["_put", "_remove"])
+def test_killed_while_a_roll_back_is_saved_it_is_done_again_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, keep: int
+) -> None:
+    """Stopped in step 13, among bad ones; dies when step 7 shall take its place again, or step 13 go after that."""
+    options = {"max_bad_steps": 5, "keep": keep}
+    whole, first, killed, last = (Bad("loss", when=range(2, 3)) for _ in range(4))
+    expected = train(tmp_path / "whole", whole, **options)
+    first.on_batch = stop_at(12)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "parts", first, **options)
+    store = CheckpointStore(tmp_path / "parts" / "checkpoints" / "toy", fingerprint={})
+    assert store.steps() == [7, 13][-keep:]
+
+    def dies(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(CheckpointStore, where, dies)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tmp_path / "parts", killed, **options)
+    assert store.steps() == ([7, 13] if where == "_remove" else [7, 13][-keep:])
+    monkeypatch.undo()
+    found = train(tmp_path / "parts", last, **options)
+    assert replace(found, seconds=0.0) == replace(expected, seconds=0.0)
+    assert same(weights(whole), weights(last))
+    assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
+
+
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The save of step 7 waits for the second batch after it, and the one of step 14 for the save of step 7."""
     save, written, waited = CheckpointStore.save, threading.Event(), []

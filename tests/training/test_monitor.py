@@ -8,7 +8,8 @@ from tests.training.toy_training import GRID
 
 from ups.data.fields import Batch
 from ups.runtime import SilentProgress
-from ups.training.monitor import Moment, Monitor, NullSink, peak_memory
+from ups.training.memory import peak_memory
+from ups.training.monitor import Moment, Monitor, NullSink
 
 CPU = torch.device("cpu")
 
@@ -21,7 +22,7 @@ class Memory(NullSink):
     def write(self, record: dict) -> None:
         self.records.append(dict(record))
 
-    def rewind(self, stage: str, step: int) -> None:
+    def rewind(self, stage: str, step: int, rollbacks: int | float = math.inf) -> None:
         self.records = [r for r in self.records if r["step"] <= step]
 
     def end_stage(self, stage: str, summary: dict) -> None:

@@ -50,6 +50,15 @@ def test_rewinding_forgets_later_steps_of_the_stage_and_torn_lines(tmp_path: Pat
     assert list(tmp_path.iterdir()) == [sink.path]
 
 
+def test_rewinding_forgets_roll_backs_that_are_done_again(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path / "log.jsonl")
+    for more in ({"loss": 1.0}, {"rollbacks": 1}, {"rollbacks": 2}):  # each back to step 7
+        sink.write({"stage": "operator", "step": 7, **more})
+    sink.rewind("operator", 13, 1)
+    sink.close()
+    assert [record.get("rollbacks") for record in read(sink.path)] == [None, 1]
+
+
 def test_metrics_are_the_finite_numbers_beside_the_place() -> None:
     assert metrics_of(record("codec", 3, loss=1.5, mfu=None, diagnosis="text", worst=math.inf)) == {"loss": 1.5}
 

@@ -129,6 +129,7 @@ def train(
     schedule: Schedule | None = None,
     device: torch.device = CPU,
     refocus: Callable[[], Mapping[str, Tensor]] | None = None,
+    keep: int = 2,
     **changes: Any,
 ) -> StageOutcome:
     """Trains the toy in the folder `run`, from its checkpoint if it has one."""
@@ -142,7 +143,7 @@ def train(
         ema=build_ema(objective.module, ema_decay),
         settings=settings_with(**changes),
         validate=validate or objective.validate,
-        checkpoints=CheckpointStore(run / "checkpoints" / "toy", fingerprint=fingerprint or {}),
+        checkpoints=CheckpointStore(run / "checkpoints" / "toy", fingerprint=fingerprint or {}, keep=keep),
         monitor=Monitor("toy", [JsonlSink(run / "log.jsonl")]),
         device=device,
         seed=17,

@@ -21,7 +21,7 @@ from ups.pipeline.plan import make_loader
 from ups.pipeline.train import STAGES, stages_of
 from ups.pipeline.workspace import Workspace
 from ups.training.loop import LoopSettings, Objective
-from ups.training.monitor import peak_memory
+from ups.training.memory import peak_memory
 from ups.training.objectives import CodecObjective
 from ups.training.prior import SteadyPriorObjective
 from ups.training.schedule import Budget

@@ -86,17 +86,18 @@ class CheckpointStore:
         return sorted(int(path.name.removeprefix(_STEP)) for path in self.folder.glob(_STEP + 8 * "[0-9]"))
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint, then removes those that it supersedes.
+        """Writes a checkpoint, then removes those that it supersedes, latest first.
 
-        Those of later steps are superseded as well, and removed before it takes its place: training has gone back, and
-        must not resume from what it left.
+        Those of later steps are superseded as well: training has gone back, and must not resume from what it left. They
+        go once it is in its place, as there may be no other: a process that dies in between resumes from one of them
+        and goes back again.
 
         Args:
             step: optimizer steps done.
             state: nested dicts, lists and tuples of tensors, numbers, texts and None.
 
         Raises:
-            CheckpointError: the disk is full or refuses; earlier checkpoints stay, and nothing half-written does.
+            CheckpointError: the disk is full or refuses; the other checkpoints stay, and nothing half-written does.
         """
         require_plain(state)
         try:
@@ -108,8 +109,14 @@ class CheckpointStore:
                 "training.keep_checkpoints, and run again to continue"
             ) from error
         self._good = [*(good for good in self._good if good < step), step][-self.keep :]
-        for old in set(self.steps()) - set(self._good):
-            self._remove(old)
+        try:
+            for superseded in reversed([one for one in self.steps() if one not in self._good]):
+                self._remove(superseded)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder}: the checkpoint of step {step} is written, but what it supersedes could not be removed "
+                f"({error.strerror}). Make the folder writable and run again to continue"
+            ) from error
         return path
 
     def load(self) -> dict[str, Any] | None:
@@ -150,8 +157,6 @@ class CheckpointStore:
             with _HashedFile.on_disk(temporary / MANIFEST) as manifest:
                 manifest.write(_manifest({STATE: tensors.digest, DESCRIPTION: text.digest}))
             _sync_folder(temporary)
-            for later in reversed([one for one in self.steps() if one > step]):
-                self._remove(later)
             self._put(temporary, self._path(step))
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

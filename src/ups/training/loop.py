@@ -204,7 +204,8 @@ def fit(
     else:
         checkpoints.save(0, state.state_dict())  # where a roll-back goes before any other is due
     trained = [names.get(p, "?") for p in params]
-    monitor.start(progress, total=budget.amount, unit=budget.unit, step=state.step, parameters=trained)
+    done = {"step": state.step, "rollbacks": state.rollbacks}
+    monitor.start(progress, total=budget.amount, unit=budget.unit, **done, parameters=trained)
 
     with StopSignals() as stop, BackgroundSaver(checkpoints) as saver, clock.running(), closing(monitor):
         batches = iter(loader)

@@ -1,7 +1,9 @@
-"""Running out of memory, told so that it can be mended."""
+"""What training takes in memory, and running out of it, told so that it can be mended."""
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -44,3 +46,11 @@ def explaining_memory(stage: str, *, batch_size: int, tokens: int | None, remedi
             "is intact. Any of these needs less; a run with other settings begins anew:"
             + "".join(f"\n  {remedy}" for remedy in remedies)
         ) from error
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU's allocations at their highest, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

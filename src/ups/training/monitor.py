@@ -6,8 +6,6 @@ Losses and gradient norms stay on the device until they are logged; a step of tr
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +20,7 @@ from ups.data.fields import Batch
 from ups.errors import UpsError
 from ups.health import score_of
 from ups.runtime import Progress, SilentProgress
+from ups.training.memory import peak_memory
 from ups.training.sinks import PLACE, Record, Sink, without_secrets
 from ups.training.sinks import JsonlSink as JsonlSink
 from ups.training.sinks import NullSink as NullSink
@@ -89,11 +88,18 @@ class Monitor:
         self._told, self._notes = -math.inf, dict[str, float]()
 
     def start(
-        self, progress: Progress, *, total: int | float, unit: str, step: int, parameters: Sequence[str] = ()
+        self,
+        progress: Progress,
+        *,
+        total: int | float,
+        unit: str,
+        step: int,
+        rollbacks: int = 0,
+        parameters: Sequence[str] = (),
     ) -> None:
-        """Begins at optimizer step `step` of a stage of `total` units, which trains the named parameters."""
+        """Begins a stage of `total` units, which trains the named parameters, after so many steps and roll-backs."""
         self.progress, self._parameters = progress, tuple(parameters)
-        self._each(lambda sink: sink.rewind(self.stage, step))
+        self._each(lambda sink: sink.rewind(self.stage, step, rollbacks))
         progress.start(f"train {self.stage}", total, unit)
 
     # --- steps -------------------------------------------------------------------------------------------------------
@@ -259,7 +265,7 @@ class Monitor:
 
         The record's `skipped_steps` are those in a row that it went back for.
         """
-        self._each(lambda sink: sink.rewind(self.stage, moment.step))
+        self._each(lambda sink: sink.rewind(self.stage, moment.step, rollbacks - 1))
         self._write(moment, {"rollbacks": rollbacks, "skipped_steps": self._row, "diagnosis": self.wrong})
         self.progress.say(f"stage {self.stage} went back to step {moment.step}, at half the rate: {self.wrong}")
         self.wrong = ""
@@ -342,11 +348,3 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _listed(values: Sequence[float]) -> str:
     return "[" + ", ".join(f"{value:.4g}" for value in values) + "]"
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's allocations at their highest, or of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -29,8 +29,8 @@ class Sink(Protocol):
     def write(self, record: Record) -> None:
         """Keeps one record."""
 
-    def rewind(self, stage: str, step: int) -> None:
-        """Forgets the records of a stage after `step`, from which it now continues."""
+    def rewind(self, stage: str, step: int, rollbacks: int | float = math.inf) -> None:
+        """Forgets the records of a stage after `step`, from which it now continues, and all but so many roll-backs."""
 
     def end_stage(self, stage: str, summary: Record) -> None:
         """The stage is done; its best validation and what stopped it."""
@@ -45,7 +45,7 @@ class NullSink:
     def write(self, record: Record) -> None:
         """Keeps nothing."""
 
-    def rewind(self, stage: str, step: int) -> None:
+    def rewind(self, stage: str, step: int, rollbacks: int | float = math.inf) -> None:
         """Has nothing to forget."""
 
     def end_stage(self, stage: str, summary: Record) -> None:
@@ -77,13 +77,17 @@ class JsonlSink(NullSink):
         self._file.write(json.dumps({key: _finite(item) for key, item in record.items()}, allow_nan=False) + "\n")
         self._file.flush()
 
-    def rewind(self, stage: str, step: int) -> None:
-        """Drops the stage's records after `step`, and a line torn by a kill: a resumed curve has no step twice."""
+    def rewind(self, stage: str, step: int, rollbacks: int | float = math.inf) -> None:
+        """Drops the stage's records after `step`, and a line torn by a kill: a resumed curve has no step twice.
+
+        A roll-back is recorded at the step to which it goes, before that is saved again: where a kill came between,
+        it is done again, and its number says that the record is dropped.
+        """
         self.close()
         if not self.path.exists():
             return
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if _is_record(line) and not _is_after(json.loads(line), stage, step)]
+        kept = [line for line in lines if _is_record(line) and not _is_after(json.loads(line), stage, step, rollbacks)]
         if kept != lines:
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text("".join(kept), encoding="utf-8")
@@ -122,7 +126,7 @@ class TensorBoardSink(NullSink):
         for name, value in metrics_of(record).items():
             self._writer.add_scalar(f"{stage}/{name}", value, step)
 
-    def rewind(self, stage: str, step: int) -> None:
+    def rewind(self, stage: str, step: int, rollbacks: int | float = math.inf) -> None:
         """Lets TensorBoard hide what the stage had written after `step`."""
         self.close()
         self._purge = step + 1
@@ -162,5 +166,5 @@ def _is_record(line: str) -> bool:
         return False
 
 
-def _is_after(record: dict[str, Any], stage: str, step: int) -> bool:
-    return record.get("stage") == stage and record.get("step", 0) > step
+def _is_after(record: dict[str, Any], stage: str, step: int, rollbacks: int | float) -> bool:
+    return record.get("stage") == stage and (record.get("step", 0) > step or record.get("rollbacks", 0) > rollbacks)
