@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -138,9 +138,7 @@ def _run(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
 
 
 class TimedStore(CheckpointStore):
-    """A store whose work is counted as a part of its own."""
-
-    part: Callable[[], AbstractContextManager[None]] = nullcontext
+    """A store whose work, as far as training waits for it, is counted as a part of its own."""
 
     def timed(self, part: Callable[[], AbstractContextManager[None]]) -> Self:
         """This store, from now on inside `part` while it works."""

@@ -50,8 +50,9 @@ class BackgroundSaver:
             TypeError: the state holds something that could not be loaded.
         """
         before, began = self.wait(), time.perf_counter()
-        require_plain(state)
-        self._under_way = self._thread.submit(self.store.save, step, copied(state))
+        with self.store.part():
+            require_plain(state)
+            self._under_way = self._thread.submit(self.store.save, step, copied(state))
         took = time.perf_counter() - began
         self.stalled += took
         return before + took
@@ -74,7 +75,8 @@ class BackgroundSaver:
         if self._under_way is None:
             return 0.0
         began = time.perf_counter()
-        wait([self._under_way])
+        with self.store.part():
+            wait([self._under_way])
         took = time.perf_counter() - began
         self.stalled += took
         ended, self._under_way = self._under_way, None

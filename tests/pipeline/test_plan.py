@@ -1,0 +1,43 @@
+"""Where the time of a training's checkpoints goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ups.pipeline.plan import TimedStore
+from ups.timing import Timings
+from ups.training import saver as saving
+from ups.training.checkpoint import CheckpointStore
+from ups.training.saver import BackgroundSaver
+
+
+def test_what_training_stands_still_for_a_background_save_is_time_of_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy takes 0.2 s, a save 0.3 s: training waits for two copies, and for the first save at the second one."""
+    copied, save = saving.copied, CheckpointStore.save
+
+    def slow_copy(state: Any) -> Any:
+        time.sleep(0.2)
+        return copied(state)
+
+    def slow_save(store: CheckpointStore, step: int, state: Mapping[str, Any]) -> Path:
+        time.sleep(0.3)
+        return save(store, step, state)
+
+    timings = Timings("rest")
+    store = TimedStore(tmp_path, fingerprint={}).timed(partial(timings.part, "checkpoints"))
+    monkeypatch.setattr(saving, "copied", slow_copy)
+    monkeypatch.setattr(CheckpointStore, "save", slow_save)
+    with timings.part("train", compute=True), BackgroundSaver(store) as saver:
+        saver.save(1, {"step": 1})
+        saver.save(2, {"step": 2})
+        time.sleep(0.6)  # trains on while the second is saved
+    assert 0.45 < timings.parts["checkpoints"].seconds == pytest.approx(saver.stalled, abs=0.1)
+    assert timings.parts["train"].seconds >= 0.6
