@@ -134,6 +134,12 @@ def compared(pairs: list[tuple[Line, Line]], task: str, where: str) -> str:
     return f"{median(alone):.3g} | {median(shared):.3g} | {ratio:.2f} | {steps[0]:.0f} | {steps[1] / len(VALUES):.0f}"
 
 
+def commits(pairs: list[tuple[Line, Line]]) -> str:
+    """What each seed was measured with: one commit, or that of a task's own model and that of the shared one."""
+    of_seeds = [(own["commit"], both["commit"]) for own, both in sorted(pairs, key=lambda pair: pair[0]["seed"])]
+    return ", ".join(own if own == both else f"{own} / {both}" for own, both in of_seeds)
+
+
 def table(arguments: argparse.Namespace) -> None:
     """Draws the table."""
     lines: dict[tuple[str, int], Line] = {(line["model"], line["seed"]): line for line in read_lines(arguments.out)}
@@ -146,17 +152,18 @@ def table(arguments: argparse.Namespace) -> None:
                 if model == task and (BOTH, seed) in lines
             ]
             if pairs:
-                rows.append(f"| {task} | {where} | {compared(pairs, task, where)} | {len(pairs)} |")
+                rows.append(f"| {task} | {where} | {compared(pairs, task, where)} | {len(pairs)} | {commits(pairs)} |")
     seconds = ", ".join(f"{one:g}" for one in sorted({line["seconds"] for line in lines.values()}))
     text = [
         "# One model for three equations",
         "",
         f"nrmse of roll-outs over test trajectories, medians of the seeds; {seconds} CPU seconds per task. `seen`: at",
         "the values trained on; `between`: at one that training never saw. Drawn by `bench/multitask.py` from",
-        "`multitask.jsonl`; of lines of the same model and seed, the last counts.",
+        "`multitask.jsonl`; of lines of the same model and seed, the last counts. Commits: one for each seed. Two",
+        "are that of the model of its own and that of the one of all: their ratio is of two versions of the code, too.",
         "",
-        "| task | values | a model of its own | one of all | ratio | steps of its own | of all, per task | seeds |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| task | values | a model of its own | one of all | ratio | its steps | of all, per task | seeds | commits |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
         *rows,
     ]
     TABLE.write_text("\n".join(text) + "\n")

@@ -248,9 +248,12 @@ def prior_rows(lines: list[Line]) -> list[str]:
             f"{before[1]:.2g} | {after[1]:.2g} | {len(pairs)} |"
         )
     steps = ", ".join(map(str, sorted({line["steps"] for line in lines})))
+    several = any(len(pairs) > 1 for pairs in grouped.values())
+    of_seeds = "Medians of the seeds." if several else "One seed: what another would change is not known."
     return [
         f"{steps} steps of training; nrmse of roll-outs over test trajectories; violation: the prior's own",
-        "term one step ahead on test windows. Medians of the seeds. Problems without time take no priors.",
+        f"term one step ahead on test windows. {of_seeds}",
+        "Problems without time take no priors.",
         "",
         "| task | form | prior | weight | nrmse without | nrmse with | ratio | violation without | with | seeds |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
