@@ -17,8 +17,11 @@ from tests.pipeline.test_run import run, write_config
 
 from ups.config import Settings
 from ups.config.load import load_settings
+from ups.pipeline import run as pipeline
 from ups.pipeline.finished import found_by_pattern, outcome_of_finished
+from ups.pipeline.records import StepRecords
 from ups.pipeline.run import RunOutcome
+from ups.runtime import SilentProgress
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +75,48 @@ def test_changed_or_further_data_is_looked_at_again(ended: tuple[Path, RunOutcom
     assert end(config) == outcome
     (config.parent / "another.hdf5").write_bytes(b"")
     assert end(config) == outcome, "it is not named"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_data_that_changes_during_a_run_is_used_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    for name, num in (("b.hdf5", 12), ("later.hdf5", 14)):
+        write_task(tmp_path / name, "burgers1d", num=num, frames=8, resolution=32, Nu=0.01)
+    later = (tmp_path / "later.hdf5").rename(tmp_path / "later")
+    config = write_config(tmp_path, "burgers1d", ["b.hdf5"] if named else ["*.hdf5"])
+    evaluate = pipeline.evaluate_in_steps
+    said: list[str] = []
+
+    def meanwhile(*arguments: Any) -> Any:
+        if later.exists():
+            later.rename(tmp_path / ("b.hdf5" if named else "c.hdf5"))
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(pipeline, "evaluate_in_steps", meanwhile)
+    monkeypatch.setattr(SilentProgress, "say", lambda progress, line: said.append(line))
+    first = run(config)
+    assert end(config) is None
+    assert any(line.startswith("changed while the run was under way: ") for line in said)
+    before = json.loads((first.run_dir / "metadata.json").read_text())["data_hash"]
+    second = run(config)
+    assert json.loads((second.run_dir / "metadata.json").read_text())["data_hash"] != before
+    assert end(config) == second
+
+
+def test_a_run_whose_checks_were_skipped_is_checked_by_the_next(ended: tuple[Path, RunOutcome]) -> None:
+    config, outcome = ended
+    records = StepRecords(outcome.run_dir)
+    records.forget("check")
+    (outcome.run_dir / "finished.json").unlink()
+    assert run(config, skip_checks=True) == outcome
+    assert end(config) is None
+    assert run(config) == outcome
+    assert StepRecords(outcome.run_dir).key("check") is not None
+    assert end(config) == outcome
+    (outcome.run_dir / "finished.json").unlink()
+    run(config, skip_checks=True)
+    assert end(config) == outcome, "it was checked before"
 
 
 def test_files_that_a_pattern_or_the_folder_would_find_are_looked_for(tmp_path: Path) -> None:

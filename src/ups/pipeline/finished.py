@@ -14,7 +14,7 @@ from ups.config.schema import Settings
 from ups.pipeline.records import digest, folder_of, write_json
 from ups.timing import Timings
 
-FORMAT = 1
+FORMAT = 2
 FINISHED = "finished.json"
 LEFT = (
     *("config.yaml", "metadata.json", "data.json", "gates.json", "report.html", "log.jsonl", "model/*"),
@@ -37,17 +37,16 @@ class RunOutcome:
     timings: Timings = field(default_factory=Timings, compare=False, repr=False)
 
 
-def remember(settings: Settings, data: Iterable[Path], outcome: RunOutcome) -> None:
+def remember(settings: Settings, data: Stamps, outcome: RunOutcome) -> None:
     """Notes in the run's folder how it ended, of which settings and data.
 
     Args:
-        data: every data file that was read.
+        data: `data_stamps` of before any file was read: at the end they could be those of a file written since.
     """
     content = {
         "format": FORMAT,
         "key": digest(resolved(settings)),
-        "data": stamps(data),
-        "found": found_by_pattern(settings.data),
+        "data": data,
         "left": stamps(files_left(outcome.run_dir)),
         "table": [list(row.items()) for row in outcome.table],  # columns in their order
         "messages": outcome.messages,
@@ -64,14 +63,24 @@ def outcome_of_finished(settings: Settings) -> RunOutcome | None:
         same = (
             known["format"] == FORMAT
             and known["key"] == digest(resolved(settings))
-            and known["found"] == found_by_pattern(settings.data)
-            and known["data"] == stamps(Path(path) for path in known["data"])
+            and not changed_since(known["data"], settings.data)
             and known["left"] == stamps(files_left(folder))
         )
         table = [dict(row) for row in known["table"]]
         return RunOutcome(folder, table, tuple(known["messages"]), known["passed"]) if same else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or damaged: every step looks itself
         return None
+
+
+def data_stamps(data: DataSettings, named: Iterable[Path]) -> Stamps:
+    """Stamps of the data files as they are now: of those named, and of all that are found rather than named."""
+    return stamps(dict.fromkeys([*named, *map(Path, found_by_pattern(data))]))
+
+
+def changed_since(seen: Stamps, data: DataSettings) -> list[str]:
+    """The data files that are not as they were when `data_stamps` saw them: written again, gone, or found since."""
+    now = data_stamps(data, map(Path, seen))
+    return [path for path, stamp in now.items() if path not in seen or stamp != seen[path]]
 
 
 def found_by_pattern(data: DataSettings) -> list[str]:

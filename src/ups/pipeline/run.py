@@ -17,7 +17,7 @@ from ups.models.emulator import Emulator
 from ups.pipeline.baselines import train_baseline
 from ups.pipeline.check_report import CheckReport
 from ups.pipeline.checks import ChecksFailed, check_everything
-from ups.pipeline.finished import RunOutcome, remember
+from ups.pipeline.finished import RunOutcome, changed_since, remember
 from ups.pipeline.judge import evaluate_in_steps, read_table
 from ups.pipeline.promote import decide, leaderboard_of
 from ups.pipeline.records import digest
@@ -67,8 +67,22 @@ def run_pipeline(
     messages = (*decision.messages, f"report: {report}")
     table = read_table(workspace.run_dir)
     outcome = RunOutcome(workspace.run_dir, table, messages, decision.promoted, workspace.timings)
-    remember(settings, workspace.data_files(), outcome)
+    _note_end(workspace, outcome)
     return outcome
+
+
+def _note_end(workspace: Workspace, outcome: RunOutcome) -> None:
+    """Notes how the run ended, so that it need not look again: where the data stayed as it was, and was checked."""
+    changed = changed_since(workspace.data_seen, workspace.settings.data)
+    if changed:
+        workspace.progress.say(f"changed while the run was under way: {', '.join(changed)}; run again to use them")
+    elif workspace.records.done("check", _key_of_check(workspace)):
+        remember(workspace.settings, workspace.data_seen, outcome)
+
+
+def _key_of_check(workspace: Workspace) -> str:
+    """What a check holds for: the settings, and the data as it was before it was read."""
+    return digest(resolved(workspace.settings), workspace.data_seen)
 
 
 def _report(workspace: Workspace, key: str) -> Path:
@@ -153,7 +167,8 @@ def prepare(
         made = workspace.generate_missing(overwrite="data" in force)
     if made:
         workspace.records.finish("data", digest(resolved(settings)["data"]), time.perf_counter() - began)
-    if skip_checks or workspace.records.done("check", key := digest(resolved(settings), workspace.file_stamps())):
+    key = _key_of_check(workspace)  # before anything is read
+    if skip_checks or workspace.records.done("check", key):
         settle_threads(workspace)
         return workspace
     began = time.perf_counter()

@@ -25,6 +25,7 @@ from ups.models.emulator import TaskSpec
 from ups.models.prior import SteadyPrior
 from ups.models.simulator import Simulator
 from ups.physics.equations import get_equation
+from ups.pipeline.finished import Stamps, data_stamps
 from ups.pipeline.records import StepRecords, digest, folder_of, write_json
 from ups.runtime import Progress, choose_device, prepare_process, seed_everything, world
 from ups.timing import Timings
@@ -119,14 +120,11 @@ class Workspace:
                 file.attrs[RECIPE] = recipe
         return bool(missing)
 
-    def file_stamps(self) -> list[tuple[str, int, int]]:
-        """Path, size and time of change of every data file: what a check of them holds for."""
-        stamped = [path for path in self.data_files() if path.exists()]
-        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in stamped]
-
-    def data_files(self) -> list[Path]:
-        """Every data file that the settings name."""
-        return [path for files in find_files(self.settings.data).values() for path in files.all]
+    @cached_property
+    def data_seen(self) -> Stamps:
+        """Size and time of change of every data file, as they were when first asked for: before any was read."""
+        named = [path for files in find_files(self.settings.data).values() for path in files.all]
+        return data_stamps(self.settings.data, named)
 
     @cached_property
     def splits(self) -> dict[str, Sets]:
