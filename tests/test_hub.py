@@ -6,21 +6,25 @@ import fnmatch
 import json
 import shutil
 import sys
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tests.pipeline.toy_run import decide_run, write_run
+from tests.pipeline.toy_run import DATA, decide_run, write_run
 
 import ups
+from ups.config.gates import GateSettings
 from ups.errors import CheckpointError, UpsError, UsageError
+from ups.evaluation.leaderboard import Leaderboard
 from ups.models.baselines import make_baseline
 from ups.models.emulator import TaskSpec
 from ups.models.store import save_model
 from ups.pipeline.card import model_card, push_run
+from ups.pipeline.promote import current_hashes
+from ups.pipeline.records import StepRecords
 
 SPEC = TaskSpec(
     name="burgers1d",
@@ -55,7 +59,12 @@ class Hub:
         self.private.setdefault(repo_id, private)
         return f"https://hub.example/{repo_id}"
 
-    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str, repo_type: str) -> None:
+    def upload_folder(
+        self, *, repo_id: str, folder_path: str, commit_message: str, repo_type: str, delete_patterns: list[str]
+    ) -> None:
+        for pattern in delete_patterns:
+            for path in (self.root / repo_id).glob(pattern):
+                path.unlink()
         shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
 
     def snapshot_download(self, repo_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
@@ -83,6 +92,7 @@ def run(tmp_path: Path) -> Path:
     folder = write_run(tmp_path / "runs", "burgers1d-0123", nrmse=0.125)
     (folder / "model" / "weights.safetensors").unlink()
     save_model(make_baseline("linear", {"burgers1d": SPEC}), folder / "model")
+    StepRecords(folder).finish("evaluate", "key", 0.0, hashes=current_hashes(folder, DATA))
     (folder / "data.json").write_text(json.dumps({"train": {"burgers1d": ["a"] * 8}, "test": {"burgers1d": ["b"] * 2}}))
     return folder
 
@@ -124,26 +134,65 @@ def test_the_card_says_what_was_trained_on_what_and_how_good_it_is(tmp_path: Pat
     assert str(tmp_path) not in card, "a path of this machine"
 
 
-def test_the_card_gives_the_verdict_on_the_model_that_was_judged(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "runs", "a")
-    decide_run(folder)
-    config = json.loads((folder / "model" / "config.json").read_text())
-    tasks = {"burgers1d": {**vars(replace(SPEC)), "lattice": [16]}}
-    (folder / "model" / "config.json").write_text(json.dumps({**config, "tasks": tasks}))
-    assert "The model has changed since it was judged: no verdict." in model_card(folder, "someone/a")
-    judged = write_run(tmp_path / "others", "b")
-    (judged / "model" / "config.json").write_text(json.dumps({**config, "tasks": tasks}))
-    from tests.pipeline.toy_run import DATA
+@pytest.fixture
+def judged(run: Path) -> Path:
+    """The same run, promoted by gates whose leaderboard lies at a place of this machine."""
+    board = run.parent / "board.sqlite"
+    StepRecords(run).finish("evaluate-small", "key", 0.0, hashes=current_hashes(run, DATA))
+    decide_run(run, GateSettings(first_champion=True, leaderboard=str(board)), Leaderboard(board))
+    return run
 
-    from ups.pipeline.promote import current_hashes
-    from ups.pipeline.records import StepRecords
 
-    for step in ("evaluate-small", "evaluate"):
-        StepRecords(judged).finish(step, "key", 0.0, hashes=current_hashes(judged, DATA))
-    decide_run(judged)
-    card = model_card(judged, "someone/b")
-    assert "Promoted; judged " in card
-    assert "- small: passed" in card
+def pushed(run: Path, hub: Hub) -> dict[str, str]:
+    """What a push left in the repository, by name, as text."""
+    push_run(run, "someone/burgers", private=False)
+    root = hub.root / "someone/burgers"
+    return {path.relative_to(root).as_posix(): path.read_text("latin-1") for path in root.rglob("*") if path.is_file()}
+
+
+def test_the_card_gives_the_verdict_and_nothing_else_tells_of_the_machine(
+    judged: Path, hub: Hub, tmp_path: Path
+) -> None:
+    assert str(tmp_path) in (judged / "gates.json").read_text()
+    there = pushed(judged, hub)
+    assert "Promoted; judged " in there["README.md"]
+    assert "- small: passed" in there["README.md"]
+    assert not [name for name, content in there.items() if str(tmp_path) in content]
+
+
+def other_model(run: Path) -> None:
+    path = run / "model" / "weights.safetensors"
+    path.write_bytes(path.read_bytes() + b" ")
+
+
+def other_scores(run: Path) -> None:
+    path = run / "evaluation" / "full.json"
+    path.write_text(path.read_text().replace("0.125", "0.001"))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [(other_model, "are those of another model."), (other_scores, "are not what its evaluation wrote.")],
+)
+def test_scores_of_another_model_and_edited_ones_are_neither_shown_nor_uploaded(
+    judged: Path, hub: Hub, change: Callable[[Path], None], why: str
+) -> None:
+    assert "| 0.125 | 1 |" in pushed(judged, hub)["README.md"]
+    change(judged)
+    there = pushed(judged, hub)
+    card = there["README.md"]
+    assert f"Not evaluated: the scores of this run {why}" in card
+    assert "The model or its evaluation has changed since it was judged: no verdict." in card
+    assert "| score |" not in card
+    assert sorted(there) == ["README.md", "model/config.json", "model/weights.safetensors"], "nor left there"
+
+
+def test_an_edited_verdict_is_not_published(judged: Path, hub: Hub) -> None:
+    path = judged / "gates.json"
+    path.write_text(path.read_text().replace('"small"', '"great"'))
+    with pytest.raises(UpsError, match=r"gates\.json is not what was decided"):
+        pushed(judged, hub)
+    assert hub.private == {}
 
 
 @pytest.mark.parametrize("name", ["burgers", "a/b/c", "../b", "a/..", "a b/c", "/b", "a/", "someone/x.git", ""])

@@ -1,4 +1,4 @@
-"""The real package `huggingface_hub`, where it is installed, against a hub of one repository on this machine."""
+"""The real package `huggingface_hub` against a hub of one repository on this machine."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("huggingface_hub")
-
-FILES = {"model/config.json": b"{}", "model/weights.safetensors": b"weights", "model/pytorch_model.bin": b"a pickle"}
+FILES = {
+    "model/config.json": b"{}",
+    "model/weights.safetensors": b"weights",
+    "model/pytorch_model.bin": b"a pickle",
+    "gates.json": b"of the model before",
+}
 COMMIT = "a" * 40
 TOKEN = "hf_canarycanarycanary"
 
@@ -24,7 +27,8 @@ UPLOAD = """
 import sys
 from pathlib import Path
 from ups.hub import upload
-print(upload(Path(sys.argv[1]), 'someone/burgers', private=True, message='a model'))
+replaces = 'gates.json', 'notes.txt'
+print(upload(Path(sys.argv[1]), 'someone/burgers', private=True, message='a model', replaces=replaces))
 """
 DOWNLOAD = "from ups.hub import download; print(download('hf://someone/burgers'))"
 
@@ -113,8 +117,10 @@ def test_a_folder_is_uploaded_whole(hub: Hub, tmp_path: Path) -> None:
     assert done.stdout.split()[-1:] == [f"http://127.0.0.1:{hub.server_port}/someone/burgers"], done.stderr
     assert json.loads(hub.received["/api/repos/create"])["visibility"] == "private"
     lines = hub.received["/api/models/someone/burgers/commit/main"].splitlines()
-    sent = [json.loads(line)["value"].get("path") for line in lines]
-    assert sent == [None, "README.md", "model/weights.safetensors"]
+    sent = [(json.loads(line)["key"], json.loads(line)["value"].get("path")) for line in lines]
+    assert sent[0] == ("header", None)
+    files = [("file", "README.md"), ("file", "model/weights.safetensors"), ("deletedFile", "gates.json")]
+    assert sorted(sent[1:]) == sorted(files), "nothing else is taken away, and what is not there need not be"
 
 
 def test_only_the_model_is_fetched(hub: Hub, tmp_path: Path) -> None:

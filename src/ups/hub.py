@@ -33,12 +33,13 @@ def require_repository(name: str) -> str:
     return name
 
 
-def upload(folder: Path, repository: str, *, private: bool, message: str) -> str:
+def upload(folder: Path, repository: str, *, private: bool, message: str, replaces: tuple[str, ...] = ()) -> str:
     """Uploads all of a folder, into a repository that is made if there is none; returns its address.
 
     Args:
         private: of a repository that is made; one that is there stays as it is.
         message: of the commit.
+        replaces: files that the same commit takes from the repository where the folder has them not.
 
     Raises:
         UsageError: no such name can be.
@@ -49,7 +50,13 @@ def upload(folder: Path, repository: str, *, private: bool, message: str) -> str
     try:
         api = hub.HfApi()
         address = api.create_repo(repository, private=private, exist_ok=True, repo_type="model")
-        api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=message, repo_type="model")
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=str(folder),
+            commit_message=message,
+            repo_type="model",
+            delete_patterns=list(replaces),
+        )
     # The package and its network layer raise what they like: HTTP errors of their own, OSError, ValueError.
     except Exception as error:  # noqa: BLE001
         raise UpsError(

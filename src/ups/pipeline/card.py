@@ -13,8 +13,10 @@ import ups
 from ups.errors import CheckpointError, UsageError
 from ups.files import write_whole
 from ups.hub import MODEL_FILES, require_repository, upload
-from ups.pipeline.promote import model_hash
+from ups.pipeline.promote import GATES, file_hash, model_hash, read_decision
+from ups.pipeline.records import StepRecords
 
+FULL = "evaluation/full.json"
 SCORES = {
     "nrmse": "error of the roll-out over the size of the field (nrmse)",
     "one_step_nrmse": "the same of a single step",
@@ -26,41 +28,51 @@ SCORES = {
 
 
 def push_run(run: Path, repository: str, *, private: bool) -> str:
-    """Uploads a run's model, scores, verdict and model card; returns the repository's address.
+    """Uploads a run's model, its scores and its model card, which holds the verdict; returns the repository's address.
 
     Raises:
         UsageError: the folder is no run, or the repository's name is none.
         CheckpointError: the run has no model yet.
-        UpsError: the upload failed.
+        UpsError: the run's records or its verdict are damaged, or the upload failed.
     """
     require_repository(repository)
     if not (run / "config.yaml").is_file():
         raise UsageError(f"{run} is no run's folder: it has no config.yaml; give the folder that 'ups run' printed")
     with tempfile.TemporaryDirectory() as folder:
         stage_run(run, Path(folder), repository)
-        return upload(Path(folder), repository, private=private, message=f"ups {ups.__version__}: {run.resolve().name}")
+        message = f"ups {ups.__version__}: {run.resolve().name}"
+        return upload(Path(folder), repository, private=private, message=message, replaces=(FULL, GATES))
 
 
 def stage_run(run: Path, folder: Path, repository: str) -> None:
     """Copies what is uploaded into an empty folder: no settings, paths, logs or checkpoints of the machine.
 
+    Scores are those of this very model or none. The verdict is in the card alone: `gates.json` holds settings and, of
+    the leaderboard, a path.
+
     Raises:
         CheckpointError: the run has no model yet.
+        UpsError: its records or its verdict are damaged.
     """
     missing = [name for name in MODEL_FILES if not (run / name).is_file()]
     if missing:
         raise CheckpointError(f"{run / missing[0]} is missing: this run has no trained model yet; run it to its end")
-    for name in (*MODEL_FILES, "evaluation/full.json", "gates.json"):
-        if (run / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(run / name, folder / name)
+    known = _why_no_scores(run) is None
+    for name in (*MODEL_FILES, *((FULL,) if known else ())):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(run / name, folder / name)
     write_whole(folder / "README.md", model_card(run, repository))
 
 
 def model_card(run: Path, repository: str) -> str:
-    """The card in Markdown: what was trained on what, scores beside baselines, the verdict, how to use it, limits."""
+    """The card in Markdown: what was trained on what, scores beside baselines, the verdict, how to use it, limits.
+
+    Raises:
+        UpsError: the run's records or its verdict are damaged.
+    """
     model = _read(run / "model" / "config.json")
-    scores, gates = _read(run / "evaluation" / "full.json"), _read(run / "gates.json")
+    unknown = _why_no_scores(run)
+    scores = {} if unknown else _read(run / FULL)
     tasks: dict[str, Any] = model["tasks"]
     tags = ["physics", "pde", "surrogate", *tasks]
     lines = ["---", "library_name: ups", "tags:", *(f"  - {tag}" for tag in tags), "---", ""]
@@ -76,8 +88,8 @@ def model_card(run: Path, repository: str) -> str:
         "",
     ]
     lines += ["## Trained on", "", *_trained_on(run, tasks), ""]
-    lines += ["## Scores", "", *_scores(scores), ""]
-    lines += ["## Verdict", "", *_verdict(run, gates), ""]
+    lines += ["## Scores", "", *([unknown] if unknown else _scores(scores)), ""]
+    lines += ["## Verdict", "", *_verdict(run), ""]
     lines += ["## Limits", "", *_limits(tasks, model, scores)]
     return "\n".join(lines) + "\n"
 
@@ -94,10 +106,19 @@ def _trained_on(run: Path, tasks: Mapping[str, Any]) -> Iterator[str]:
             yield f"  - {name}: {low:.4g}" + (f" to {high:.4g}" if high != low else ", no other")
 
 
+def _why_no_scores(run: Path) -> str | None:
+    """Why a run's full evaluation says nothing of its model; None where it is of this model, as it was written."""
+    if not (run / FULL).is_file():
+        return "Not evaluated in full."
+    evaluated = StepRecords(run).note("evaluate", "hashes", {})
+    if evaluated.get("model") != model_hash(run):
+        return "Not evaluated: the scores of this run are those of another model."
+    if evaluated.get("evaluation") != file_hash(run / FULL):
+        return "Not evaluated: the scores of this run are not what its evaluation wrote."
+    return None
+
+
 def _scores(scores: Mapping[str, Any]) -> Iterator[str]:
-    if not scores:
-        yield "Not evaluated in full."
-        return
     names = ["this model", *scores["baselines"]]
     protocol = scores["protocol"]
     split = protocol.get("split", "test")
@@ -112,18 +133,21 @@ def _scores(scores: Mapping[str, Any]) -> Iterator[str]:
                 yield f"| {meaning} | {' | '.join('-' if value is None else f'{value:.3g}' for value in values)} |"
 
 
-def _verdict(run: Path, gates: Mapping[str, Any]) -> Iterator[str]:
-    if not gates:
+def _verdict(run: Path) -> Iterator[str]:
+    if not (run / GATES).is_file():
         yield "Not judged."
-    elif gates["hashes"].get("model") != model_hash(run):
-        yield "The model has changed since it was judged: no verdict."
-    else:
-        against = f"against {gates['champion']}" if gates["champion"] else "with no champion before it"
-        yield f"{'Promoted' if gates['promoted'] else 'Not promoted'}; judged {gates['judged_at']}, {against}:"
-        yield ""
-        for one in gates["verdicts"]:
-            word = {True: "passed", False: "failed"}.get(one["passed"], "not judged")
-            yield f"- {one['gate']}: {word}" + (f" ({one['why']})" if one.get("why") else "")
+        return
+    decision = read_decision(run, StepRecords(run))
+    judged_on = [decision.hashes.get(name) for name in ("model", "evaluation")]
+    if judged_on != [model_hash(run), file_hash(run / FULL) if (run / FULL).is_file() else None]:
+        yield "The model or its evaluation has changed since it was judged: no verdict."
+        return
+    against = f"against {decision.champion}" if decision.champion else "with no champion before it"
+    yield f"{'Promoted' if decision.promoted else 'Not promoted'}; judged {decision.judged_at}, {against}:"
+    yield ""
+    for one in decision.judgement.verdicts:
+        word = "not judged" if one.passed is None else "passed" if one.passed else "failed"
+        yield f"- {one.gate}: {word}" + (f" ({one.why})" if one.why else "")
 
 
 def _limits(tasks: Mapping[str, Any], model: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[str]:

@@ -102,17 +102,18 @@ def current_hashes(run_dir: Path, data_hash: str) -> dict[str, str]:
     for name, scope in (("small evaluation", "small"), ("evaluation", "full")):
         path = run_dir / "evaluation" / f"{scope}.json"
         if path.is_file():
-            found[name] = _sha256(path)
+            found[name] = file_hash(path)
     return found
 
 
 def model_hash(run_dir: Path) -> str | None:
     """Hash of a run's trained model; None where there is none."""
     parts = [run_dir / "model" / name for name in (WEIGHTS, CONFIG)]
-    return digest([_sha256(part) for part in parts]) if all(part.is_file() for part in parts) else None
+    return digest([file_hash(part) for part in parts]) if all(part.is_file() for part in parts) else None
 
 
-def _sha256(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
