@@ -26,6 +26,7 @@ from ups.cli import main
 from ups.config import load_settings
 from ups.errors import CheckpointError, DataError, UpsError, UsageError
 from ups.pipeline.check_report import CheckReport, Folder, Problem
+from ups.pipeline.records import folder_of
 
 COMMANDS = ["run", "train", "evaluate", "check", "rollout", "watch", "report", "push", "board", "data"]
 
@@ -267,6 +268,36 @@ def test_check_says_wrong_settings_as_json_too(cli: Ups, config: Path, stand_in:
     assert found["passed"] is False
     assert (done.code, done.err, problem["kind"], problem["where"]) == (2, "", "settings", str(config))
     assert problem["what"] in cli("check", config, override).err
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (UpsError("runs/x/steps.json is damaged; delete it"), "folder"),
+        (DataError("a.h5 is no HDF5 file; make it again"), "data"),
+        (CheckpointError("runs/x/model is damaged; train again"), "model"),
+    ],
+)
+def test_check_says_any_other_error_as_json_too(
+    cli: Ups, config: Path, stand_in: Any, error: UpsError, kind: str
+) -> None:
+    stand_in("ups.pipeline.run", "check_pipeline", error)
+    done = cli("check", config, "--json")
+    found = json.loads(done.out)
+    (problem,) = found["problems"]
+    assert (done.code, done.err, found["passed"]) == (1, "", False)
+    assert (problem["kind"], problem["where"], problem["what"]) == (kind, str(config), str(error))
+    assert cli("check", config).err == f"error: {error}\n"
+
+
+def test_check_says_a_damaged_record_as_json_too(cli: Ups, config: Path, tmp_path: Path) -> None:
+    path = folder_of(load_settings(config, [f"runs_dir={tmp_path}"])) / "steps.json"
+    path.parent.mkdir()
+    path.write_text("{")
+    done = cli("check", config, f"runs_dir={tmp_path}", "--json")
+    (problem,) = json.loads(done.out)["problems"]
+    assert (done.code, problem["kind"]) == (1, "folder")
+    assert problem["what"].startswith(f"{path} is damaged")
 
 
 def test_help_names_the_steps_that_can_be_forced(cli: Ups) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ups.cli.shared import LARGEST_SEED, Config, Overrides, Run, app, print_lines, settings_of, telling
-from ups.errors import SettingsError, UpsError, UsageError
+from ups.errors import CheckpointError, DataError, SettingsError, UpsError, UsageError
 from ups.terminal import grouped, table, wrapped
 from ups.timing import BEGAN, Timings
 
@@ -159,10 +159,10 @@ def check(
 
         with telling() as progress:
             report = check_pipeline(settings, progress=progress)
-    except (SettingsError, UsageError) as error:
+    except UpsError as error:
         if not as_json:
             raise
-        typer.echo(json.dumps(_wrong_settings(config, error), indent=2))
+        typer.echo(json.dumps(_not_checked(config, error), indent=2))
         raise typer.Exit(error.exit_code) from error
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=2))
@@ -171,12 +171,22 @@ def check(
     raise typer.Exit(1 if report.problems else 0)
 
 
-def _wrong_settings(config: Path, error: UpsError) -> dict[str, Any]:
-    """What `--json` prints where nothing but the settings could be looked at."""
+def _not_checked(config: Path, error: UpsError) -> dict[str, Any]:
+    """What `--json` prints where an error kept everything else from being looked at."""
     from ups.pipeline.check_report import Problem, failed_before
 
+    remedy = "do as it says, and check again"
+    match error:
+        case SettingsError() | UsageError():
+            kind, remedy = "settings", "correct the settings"
+        case DataError():
+            kind = "data"
+        case CheckpointError():
+            kind = "model"
+        case _:
+            kind = "folder"
     whats = [line.strip() for line in str(error).splitlines() if line.startswith("  ")] or [str(error)]
-    return failed_before([Problem("settings", str(config), what, "correct the settings") for what in whats])
+    return failed_before([Problem(kind, str(config), what, remedy) for what in whats])
 
 
 def _report_lines(report: CheckReport) -> Iterator[str]:

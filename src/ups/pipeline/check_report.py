@@ -171,7 +171,7 @@ class CheckReport:
 
 
 def failed_before(problems: list[Problem]) -> dict[str, Any]:
-    """What `ups check --json` prints where the settings are wrong, so that nothing else could be looked at."""
+    """What `ups check --json` prints where something, such as wrong settings, kept all else from being looked at."""
     return {"schema_version": SCHEMA, "passed": False, "problems": [asdict(problem) for problem in problems]}
 
 
