@@ -37,8 +37,7 @@ class LineProgress:
         if time.monotonic() - self._told < self._every:
             return
         self._told = time.monotonic()
-        of = f" of {self._total:g}" if self._total is not None else ""
-        self.say(" ".join(filter(None, [f"{self._name}: {done:g}{of}", self._unit, note])))
+        self.say(" ".join(filter(None, [f"{self._name}: {self._amount(done)}", note])))
 
     def finish(self, note: str = "") -> None:
         """Say that the work is done, how long it took, and the note."""
@@ -48,6 +47,11 @@ class LineProgress:
     def say(self, line: str) -> None:
         """Say a line."""
         self._say(line)
+
+    def _amount(self, done: float) -> str:
+        """How much is done, of how much, of what."""
+        of = f" of {self._total:.6g}" if self._total is not None else ""
+        return f"{done if done == int(done) else round(done, 1):.6g}{of} {self._unit}".rstrip()
 
 
 class RichProgress(LineProgress):
@@ -96,10 +100,6 @@ class RichProgress(LineProgress):
             self._bars.remove_task(self._bar)
             self._bar = None
         self._bars.stop()
-
-    def _amount(self, done: float) -> str:
-        of = f" of {self._total:.6g}" if self._total is not None else ""
-        return f"{done:.6g}{of} {self._unit}".rstrip()
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -260,6 +262,46 @@ def test_what_users_get_wrong_is_named(surrogate: Surrogate) -> None:
         surrogate.rollout(u0, steps=0)
 
 
+WRONG = {
+    "params={'nu': '0.01'}": "params: nu holds <U4; give real numbers",
+    "params={'nu': float('nan')}": "nu is NaN",
+    "params=[0.01]": "params is a list",
+    "params=0.01": "params is a float",
+    "steps=2.5": "steps is 2.5; it must be a whole number",
+    "steps='4'": "steps is '4'",
+    "steps=0": "at least 1",
+    "members=2.5": "members is 2.5",
+    "points=['a']": "points holds",
+    "u0=numpy.zeros((0, 1, 32))": "holds no sample",
+    "u0=numpy.zeros((2, 1, 32), complex)": "u0 holds complex128",
+    "u0=torch.zeros(2, 1, 32, dtype=torch.complex64)": "u0 is complex",
+    "u0=[[1.0], [1.0, 2.0]]": "u0 is no array",
+}
+
+
+def test_arguments_of_a_wrong_kind_are_wrong_usage(surrogate: Surrogate, tmp_path: Path) -> None:
+    """In a process of its own: here, the tests' type checks would come first."""
+    save_model(surrogate.emulator, tmp_path / "model")
+    calls = "".join(
+        f"try: model.rollout(**dict(good, {wrong}))\nexcept ups.errors.UsageError as error: print(error)\n"
+        for wrong in WRONG
+    )
+    begin = f"import numpy, torch, ups, ups.errors\nmodel = ups.load({str(tmp_path)!r})\n"
+    script = f"{begin}good = dict(u0=torch.randn(2, 1, 32), steps=2)\n{calls}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.splitlines()
+    assert len(told) == len(WRONG)
+    for line, says in zip(told, WRONG.values(), strict=True):
+        assert says in line
+
+
+def test_views_of_arrays_and_whole_numbers_of_numpy_are_taken(surrogate: Surrogate) -> None:
+    u0 = np.random.default_rng(0).normal(size=(3, 1, 32))
+    turned = surrogate.rollout(u0[::-1], steps=np.int64(2))
+    torch.testing.assert_close(turned, surrogate.rollout(u0, steps=2).flip(0))
+
+
 def with_parameter(**changes: object) -> Surrogate:
     spec = {"param_names": ("nu",), "param_log": (True,), "param_mean": (math.log(0.02),), "param_std": (0.5,)}
     return Surrogate(make(**{**spec, **changes}), torch.device("cpu"))
@@ -270,7 +312,7 @@ def test_parameters_outside_the_trained_range_are_refused_unless_asked_for() -> 
     for inside in (0.01, 0.04, 0.04 * (1 + 5e-7), [0.01, 0.03]):
         surrogate.rollout(u0, steps=1, params={"nu": inside})
     for outside in (0.04 * (1 + 1e-5), [0.02, 0.0099], float("nan")):
-        with pytest.raises(UsageError, match=r"range trained on, 0.01 to 0.04(.|\n)*|must be positive"):
+        with pytest.raises(UsageError, match=r"range trained on, 0.01 to 0.04(.|\n)*|nu is NaN"):
             surrogate.rollout(u0, steps=1, params={"nu": outside})
     assert surrogate.rollout(u0, steps=1, params={"nu": 0.08}, extrapolate=True).isfinite().all()
 

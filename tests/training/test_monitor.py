@@ -189,10 +189,10 @@ def test_a_sink_that_fails_is_told_of_once_and_stops_nothing(fails: str, monkeyp
     for step in (1, 2):
         feed(monitor, [1.0])
         monitor.log(Moment(step, 1.0, 1.0, 0.1), epochs_since_improvement=0.0, device=CPU)
-    monitor.finish(best_metric=0.5)
+    monitor.finish(best_metric=0.5, best_step=1)
     monitor.close()
     assert len(good.records) == 2
-    assert good.ended == [("toy", {"best_metric": 0.5})]
+    assert good.ended == [("toy", {"best_metric": 0.5, "best_step": 1})]
     assert heard.lines == [
         "stage toy: the broken one is written no more (OSError: no space for key ***); training goes on without"
     ]
@@ -219,8 +219,12 @@ def test_progress_hears_the_stage_and_its_loss() -> None:
     monitor.log_validation(Moment(1, 0.1, 1.0, 0.1), 0.125, best=0.125, best_step=1)
     monitor.tell(1.0)
     monitor.tell(1.1)  # too soon to say again
-    monitor.finish()
-    assert heard.lines == [("train toy", 10, "steps"), (1.0, "loss 1  valid 0.125"), ("loss 1  valid 0.125",)]
+    monitor.finish(best_metric=0.0625, best_step=7)
+    assert heard.lines == [
+        ("train toy", 10, "steps"),
+        (1.0, "loss 1  valid nrmse 0.125"),
+        ("best nrmse 0.0625 at step 7",),
+    ]
 
 
 def test_peak_memory_is_in_bytes() -> None:

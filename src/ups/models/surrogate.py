@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -53,12 +54,12 @@ class Surrogate:
     def rollout(
         self,
         u0: Array,
-        steps: int,
+        steps: SupportsIndex,
         params: Mapping[str, float | Sequence[float]] | None = None,
         *,
         task: str | None = None,
         points: Array | None = None,
-        members: int | None = None,
+        members: SupportsIndex | None = None,
         seed: int = 0,
         mode: str = "latent",
         extrapolate: bool = False,
@@ -84,19 +85,19 @@ class Surrogate:
             UpsError: shapes, parameters or points do not fit the model; the message says which and what would.
         """
         if members is not None:
-            if members < 1:
-                raise UsageError(f"members is {members}; it must be at least 1")
+            members = _count("members", members)
             if not self.emulator.draws:
                 raise UsageError(
                     f"members: this model ('{self.emulator.name}') is deterministic; train the stage diff_residual for "
                     "an ensemble, or leave members out"
                 )
-        if steps < 1:
-            raise UsageError(f"steps is {steps}; it must be at least 1")
+        steps = _count("steps", steps)
         if mode not in ("latent", "physical"):
             raise UsageError(f"mode is '{mode}'; it must be latent or physical")
         spec = self.spec(task)
-        context = self._tensor(u0)
+        context = self._tensor("u0", u0)
+        if len(context) == 0:
+            raise UsageError("u0 holds no sample: its first axis, the batch, is empty")
         if context.ndim == spec.axes + 2:
             context = context[:, None]
         self.emulator.check(context, spec.name)
@@ -107,7 +108,7 @@ class Surrogate:
         arguments: dict[str, Any] = {
             "task": spec.name,
             "dt": dt,
-            "params": self._params(spec, params or {}, batch, extrapolate),
+            "params": self._params(spec, {} if params is None else params, batch, extrapolate),
             "mode": mode,
         }
         if points is not None and not isinstance(self.emulator, Simulator):
@@ -128,15 +129,27 @@ class Surrogate:
             return self.emulator.rollout(context, steps, **arguments)
         return self.emulator.decode_at(self.emulator.rollout_latent(context, steps, **arguments), where, task=spec.name)
 
-    def _tensor(self, values: Array | float) -> Tensor:
-        return torch.as_tensor(
-            values if isinstance(values, Tensor) else np.asarray(values), dtype=torch.float32, device=self.device
-        )
+    def _tensor(self, name: str, values: Array | float, dtype: torch.dtype = torch.float32) -> Tensor:
+        """What a user gave, as real numbers on the model's device."""
+        if not isinstance(values, Tensor):
+            try:
+                array = np.asarray(values)
+            except ValueError as error:  # rows of several lengths
+                raise UsageError(f"{name} is no array of numbers") from error
+            if array.dtype.kind not in "biuf":
+                raise UsageError(f"{name} holds {array.dtype}; give real numbers")
+            # torch takes no negative strides
+            values = torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+        if values.is_complex():
+            raise UsageError(f"{name} is complex; give real numbers")
+        return values.to(device=self.device, dtype=dtype)
 
     def _params(
         self, spec: TaskSpec, given: Mapping[str, float | Sequence[float]], batch: int, extrapolate: bool
     ) -> Tensor:
-        unknown = set(given) - set(spec.param_names)
+        if not isinstance(given, Mapping):
+            raise UsageError(f"params is a {type(given).__name__}; give a dictionary from names to values")
+        unknown = set(map(str, given)) - set(spec.param_names)
         if unknown:
             raise UsageError(
                 f"params: {spec.name} has {', '.join(spec.param_names) or 'no parameters'}, "
@@ -144,7 +157,9 @@ class Surrogate:
             )
         columns = []
         for index, (name, log, mean) in enumerate(zip(spec.param_names, spec.param_log, spec.param_mean, strict=True)):
-            value = self._tensor(given.get(name, float(np.exp(mean)) if log else mean))
+            value = self._tensor(f"params: {name}", given.get(name, float(np.exp(mean)) if log else mean))
+            if not bool(torch.isfinite(value).all()):
+                raise UsageError(f"params: {name} is NaN or infinite")
             if value.numel() not in (1, batch):
                 raise UsageError(
                     f"params: {name} has {value.numel()} values for {batch} samples; give one, or one per sample"
@@ -157,9 +172,7 @@ class Surrogate:
         return torch.stack(columns, 1) if columns else torch.zeros(batch, 0, device=self.device)
 
     def _points(self, spec: TaskSpec, points: Array) -> Tensor:
-        where = torch.as_tensor(
-            points if isinstance(points, Tensor) else np.asarray(points), dtype=torch.float64, device=self.device
-        )
+        where = self._tensor("points", points, torch.float64)
         if where.ndim == 1 and spec.axes == 1:
             where = where[:, None]
         if where.ndim != 2 or where.shape[1] != spec.axes:
@@ -175,6 +188,17 @@ class Surrogate:
                     f"the domain is {low:g} to {high:g}"
                 )
         return where
+
+
+def _count(name: str, value: SupportsIndex) -> int:
+    """A whole number from 1 on."""
+    try:
+        count = operator.index(value)
+    except TypeError as error:
+        raise UsageError(f"{name} is {value!r}; it must be a whole number") from error
+    if count < 1:
+        raise UsageError(f"{name} is {count}; it must be at least 1")
+    return count
 
 
 def _check_trained(spec: TaskSpec, index: int, value: Tensor, extrapolate: bool) -> None:

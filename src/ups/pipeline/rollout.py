@@ -116,12 +116,12 @@ def matching_spec(surrogate: Surrogate, file: TrajectoryFile) -> TaskSpec:
     spacing = tuple(file.grid.spacing)
     if tuple(file.grid.shape) == spec.lattice and not np.allclose(spacing, spec.spacing, rtol=1e-3):
         raise UpsError(f"{file.path}: its cells are {spacing} wide, but the model was trained on {spec.spacing}")
-    if spec.context > 1:  # a single frame has no time step
-        dt = float(file.times[1] - file.times[0]) if len(file.times) > 1 else math.nan
-        if not math.isclose(dt, spec.dt, rel_tol=1e-3):
-            raise UpsError(
-                f"{file.path}: its frames are {dt:g} apart; the model reads {spec.context} frames {spec.dt:g} apart"
-            )
+    dt = float(file.times[1] - file.times[0]) if len(file.times) > 1 else math.nan
+    if (spec.context > 1 or math.isfinite(dt)) and not spec.steady and not math.isclose(dt, spec.dt, rel_tol=1e-3):
+        raise UpsError(
+            f"{file.path}: its frames are {dt:g} apart, but the model steps {spec.dt:g}; give a file of that time step"
+            + ("" if spec.context > 1 else ", or one that holds first frames alone")
+        )
     return spec
 
 

@@ -258,7 +258,7 @@ class Monitor:
         """Writes a record of a validation, under the name of what the stage's validations score."""
         score = score_of(self.stage)
         self._write(moment, {f"valid_{score}": metric, f"best_{score}": best, "best_step": best_step})
-        self._notes["valid"] = metric
+        self._notes[f"valid {score}"] = metric
 
     def log_rollback(self, moment: Moment, *, rollbacks: int) -> None:
         """Forgets the records after the step to which training went back, and writes what it went back for.
@@ -274,8 +274,8 @@ class Monitor:
         self._waited, self._since, self._since_epoch = 0.0, moment.elapsed, moment.epoch
 
     def finish(self, **summary: str | int | float) -> None:
-        """Ends the stage's progress, tells the sinks how it ended, and closes them."""
-        self.progress.finish(self._note())
+        """Ends the stage's progress with the validation whose weights are kept; tells the sinks, and closes them."""
+        self.progress.finish(f"best {score_of(self.stage)} {summary['best_metric']:.3g} at step {summary['best_step']}")
         self._each(lambda sink: sink.end_stage(self.stage, summary))
         self.close()
 
