@@ -323,6 +323,8 @@ def test_evaluate_takes_files_after_data(cli: Ups, stand_in: Any) -> None:
     calls = stand_in("ups.pipeline.evaluate", "evaluate_run", [{"model": "ups"}])
     assert cli("evaluate", "runs/x", "--data", "a.h5", "b.h5", "--data", "c.h5").out.endswith("ups\n")
     assert cli("evaluate", "runs/x", "--split", "valid").code == 0
+    both = cli("evaluate", "runs/x", "--split", "valid", "--data", "a.h5")
+    assert (both.code, "exclude each other" in both.err) == (2, True)
     (run, files, split, _), _ = calls[0]
     assert (run, set(files), split) == (Path("runs/x"), {Path("a.h5"), Path("b.h5"), Path("c.h5")}, "test")
     assert calls[1][0][1:3] == ((), "valid")

@@ -93,9 +93,15 @@ def test_a_log_that_grows_line_by_line_can_be_watched_at_any_byte(tmp_path: Path
 
 
 def test_before_the_first_record_and_where_there_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
     assert "no record yet" in watch_once(tmp_path)
     with pytest.raises(UsageError, match="is not a folder"):
         watch_once(tmp_path / "none")
+
+
+def test_a_folder_that_is_no_run_s_is_not_watched(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is no run's folder: it holds neither config\.yaml nor log\.jsonl"):
+        watch_once(tmp_path)
 
 
 def test_names_from_a_file_are_text_and_one_line() -> None:

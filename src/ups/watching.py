@@ -36,6 +36,8 @@ def _draw(run: Path) -> RenderableType:
     if not run.is_dir():
         raise UsageError(f"{run} is not a folder; name that of a run, which `ups run` prints last")
     log = run / "log.jsonl"
+    if not log.exists() and not (run / "config.yaml").exists():
+        raise UsageError(f"{run} is no run's folder: it holds neither config.yaml nor log.jsonl")
     if not log.exists():  # before its first record
         return frame(run.resolve().name, [], time.time() - run.stat().st_mtime)
     return frame(run.resolve().name, read_log(log), max(0.0, time.time() - log.stat().st_mtime))

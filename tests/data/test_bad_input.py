@@ -11,6 +11,7 @@ import pytest
 from tests.layouts import write_task
 
 from ups.config.data import DataSettings, SplitSettings
+from ups.data.inspect import inspect_file
 from ups.data.pdebench import open_trajectories
 from ups.data.split import load_splits
 from ups.data.validate import find_data_problems, find_problems
@@ -234,3 +235,28 @@ def test_nan_is_refused_by_loading_alone(tmp_path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file["tensor"][1, 10, 3] = np.nan
     assert "trajectory 1" in refused(settings(tmp_path, "a.h5"))
+
+
+def test_a_name_that_repeats_the_root_folder_is_told_how_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    write_task(tmp_path / "data" / "u.h5", "burgers1d", num=12, frames=4, resolution=16)
+    monkeypatch.chdir(tmp_path)
+    settings = DataSettings(task="burgers1d", root="data", files="data/u.h5")
+    with pytest.raises(DataError, match=r"names are relative to data\.root, data: write u\.h5"):
+        load_splits(settings)
+
+
+def test_predictions_in_a_folder_are_passed_over_and_those_at_points_are_named(tmp_path: Path) -> None:
+    write_task(tmp_path / "u.h5", "burgers1d", num=12, frames=4, resolution=16)
+    write_task(tmp_path / "grid.h5", "burgers1d", num=3, frames=4, resolution=16, seed=1)
+    for name in ("grid.h5", "points.h5"):
+        with h5py.File(tmp_path / name, "a") as file:
+            file.attrs["ups_predicted_by"] = "run x, 3 steps from u.h5"
+    with h5py.File(tmp_path / "points.h5", "a") as file:
+        file["points"], file["u"] = np.zeros((50, 1)), np.zeros((3, 4, 50))
+    found = load_splits(DataSettings(task="burgers1d", root=str(tmp_path), files=None))
+    assert sum(sets["burgers1d"].num for sets in found.values()) == 12
+    with pytest.raises(DataError, match=r"predictions at 50 points \(run x, 3 steps from u\.h5\)"):
+        inspect_file(tmp_path / "points.h5")

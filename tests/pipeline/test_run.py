@@ -397,6 +397,13 @@ def test_a_model_that_does_not_fit_the_grid_is_found_before_training(tmp_path: P
     assert "multiple of 12" in problems[0].what
 
 
+def test_a_run_whose_checks_fail_leaves_no_folder(burgers: Path, tmp_path: Path) -> None:
+    (burgers.parent / "1D_Burgers_Sols_Nu0.01.hdf5").write_bytes(b"no HDF5")
+    with pytest.raises(UpsError):
+        run(burgers)
+    assert [path for path in (tmp_path / "runs").glob("*") if path.is_dir()] == []
+
+
 def test_what_does_not_fit_a_finished_run_is_refused(burgers: Path, tmp_path: Path) -> None:
     folder = train(burgers).run_dir
     write_task(tmp_path / "fine.hdf5", "burgers1d", num=3, frames=8, resolution=64, nu=0.01)
@@ -409,6 +416,9 @@ def test_what_does_not_fit_a_finished_run_is_refused(burgers: Path, tmp_path: Pa
         evaluate_run(tmp_path / "nothing", [], "test", SilentProgress())
     with pytest.raises(UsageError, match="exists"):
         rollout_file(folder, tmp_path / "fine.hdf5", 2, tmp_path / "fine.hdf5", None)
+    write_task(tmp_path / "slow.hdf5", "burgers1d", num=3, frames=3, resolution=32, nu=0.01)
+    with pytest.raises(UpsError, match=r"frames are \S+ apart, but the model steps"):
+        rollout_file(folder, tmp_path / "slow.hdf5", 2, tmp_path / "out.h5", None)
     (tmp_path / "bad.npy").write_bytes(b"nothing")
     with pytest.raises(UsageError, match="no array of points"):
         rollout_file(folder, tmp_path / "fine.hdf5", 2, tmp_path / "out.h5", tmp_path / "bad.npy")

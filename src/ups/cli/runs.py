@@ -128,15 +128,19 @@ def evaluate(
     run: Run,
     more: Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="Further files for --data.")] = None,
     data: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Score these files instead.")] = None,
-    split: Annotated[SplitChoice, typer.Option(help="Split of the run's own data to score.")] = SplitChoice.test,
+    split: Annotated[
+        SplitChoice | None, typer.Option(help="Split of the run's own data to score; default: test.")
+    ] = None,
 ) -> None:
     """Score a trained run on a split of its data, or on other files."""
     if more and not data:
         raise UsageError(f"{more[0]} is not expected here; name files to score with --data")
+    if data and split:
+        raise UsageError("--split and --data exclude each other: files that are named are scored whole")
     from ups.pipeline.evaluate import evaluate_run
 
     with telling() as progress:
-        rows = evaluate_run(run, (*(data or ()), *(more or ())), split.value, progress)
+        rows = evaluate_run(run, (*(data or ()), *(more or ())), (split or SplitChoice.test).value, progress)
     print_lines(table(rows))
 
 

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
+
 from ups.config.data import DataSettings
 from ups.config.kinds import Files
-from ups.data.pdebench import possible_tasks
+from ups.data.pdebench import possible_tasks, predicted_by
 from ups.data.problems import BadDataError, DataProblem, bad, raise_if_any
 from ups.physics.equations import get_equation
 
@@ -64,6 +66,9 @@ def _expand(root: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
     paths: list[Path] = []
     for name in names:
         if not any(sign in name for sign in "*?["):
+            if not (root / name).exists() and Path(name).is_relative_to(root) and Path(name).exists():
+                inside = Path(name).relative_to(root)
+                raise bad(root / name, "no such file", f"names are relative to data.root, {root}: write {inside}")
             paths.append(root / name)
             continue
         found = sorted(root.glob(name))
@@ -73,12 +78,21 @@ def _expand(root: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(paths))
 
 
+def is_prediction(path: Path) -> bool:
+    """Whether a file is marked as what a model predicted; one that cannot be read is not."""
+    try:
+        with h5py.File(path) as file:
+            return predicted_by(file) is not None
+    except OSError:
+        return False
+
+
 def _search(root: Path, tasks: tuple[str, ...]) -> dict[str, tuple[Path, ...]]:
-    """Every HDF5 file of the folder whose task is one of those asked for."""
+    """Every HDF5 file of the folder whose task is one of those asked for; predictions are no data."""
     remedy = "set data.root and data.files, or make data with `ups data make`"
     if not root.is_dir():
         raise bad(root, "no such folder", remedy)
-    paths = sorted(path for path in root.iterdir() if path.suffix in SUFFIXES)
+    paths = sorted(path for path in root.iterdir() if path.suffix in SUFFIXES and not is_prediction(path))
     if not paths:
         raise bad(root, "holds no HDF5 file", remedy)
     found: dict[str, list[Path]] = {task: [] for task in tasks}

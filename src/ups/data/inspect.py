@@ -11,7 +11,7 @@ import numpy as np
 from ups.data.identify import can_hold, candidate_tasks, read_parameters
 from ups.data.layouts import AXES, Layout, find_layout
 from ups.data.pdebench import TrajectoryFile, damage_named, open_hdf5, predicted_by
-from ups.data.problems import BadDataError, DataProblem
+from ups.data.problems import BadDataError, DataProblem, bad
 from ups.data.scan import FieldRange, scan
 from ups.physics.equations import EQUATIONS, Equation
 
@@ -76,6 +76,11 @@ def inspect_file(path: Path | str) -> FileSummary:
     path = Path(path)
     with open_hdf5(path) as file:
         with damage_named(path, "its structure"):
+            if (mark := predicted_by(file)) and "points" in file:
+                what = f"holds predictions at {len(file['points'])} points ({mark}), which is no layout of data"
+                raise bad(
+                    path, what, "read it with h5py: `points` (point, axis) and every field (trajectory, time, point)"
+                )
             layout = find_layout(file)
             tasks = candidate_tasks(file, layout)
             datasets = _datasets(file)

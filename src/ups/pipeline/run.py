@@ -6,12 +6,13 @@ Every step is done once, and again when what it depends on changes.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from pathlib import Path
 
 from ups.config.load import resolved
 from ups.config.schema import Settings, StageName
-from ups.errors import UsageError
+from ups.errors import UpsError, UsageError
 from ups.health import score_of
 from ups.models.emulator import Emulator
 from ups.pipeline.baselines import train_baseline
@@ -159,21 +160,32 @@ def prepare(
     if unknown:
         raise UsageError(f"--force {unknown[0]}: the steps are {', '.join(STEPS)}")
     workspace = open_workspace(settings, progress, timings)
+    before = workspace.run_dir.exists()
     workspace.open()
+    try:
+        _check_and_settle(workspace, force, skip_checks)
+    except UpsError:
+        if not before and not workspace.records.key("data"):  # nothing was done: only a folder to wonder at would stay
+            shutil.rmtree(workspace.run_dir, ignore_errors=True)
+        raise
+    return workspace
+
+
+def _check_and_settle(workspace: Workspace, force: tuple[str, ...], skip_checks: bool) -> None:
+    """Data that are to be made, checks, and the number of threads, as far as they are not done."""
     for step in STEPS[min(map(STEPS.index, force)) :] if force else ():  # what comes after depends on it
         workspace.discard(step)
     began = time.perf_counter()
     with workspace.timings.part("generate data"):
         made = workspace.generate_missing(overwrite="data" in force)
     if made:
-        workspace.records.finish("data", digest(resolved(settings)["data"]), time.perf_counter() - began)
+        workspace.records.finish("data", digest(resolved(workspace.settings)["data"]), time.perf_counter() - began)
     key = _key_of_check(workspace)  # before anything is read
     if skip_checks or workspace.records.done("check", key):
         settle_threads(workspace)
-        return workspace
+        return
     began = time.perf_counter()
     problems = check_everything(workspace).problems
     if problems:
         raise ChecksFailed(problems)
     workspace.records.finish("check", key, time.perf_counter() - began)
-    return workspace
