@@ -12,6 +12,7 @@ from ups.config.schema import EvaluationSettings
 from ups.evaluation.evaluate import Protocol
 from ups.pipeline import judge
 from ups.pipeline.judge import score_table
+from ups.timing import Timings
 
 METRICS = ("nrmse", "one_step_nrmse", "codec_nrmse", "wall_clock", "crps", "ensemble_nrmse")
 
@@ -68,7 +69,7 @@ def test_settings_say_how_many_members_an_ensemble_has(monkeypatch: pytest.Monke
     monkeypatch.setattr(judge, "evaluate", stand_in)
     settings = SimpleNamespace(evaluation=EvaluationSettings(members=5, solver_reference=False))
     workspace: Any = SimpleNamespace(
-        settings=settings, splits={"test": {}}, device=None, progress=None, run_dir=tmp_path
+        settings=settings, splits={"test": {}}, device=None, progress=None, run_dir=tmp_path, timings=Timings()
     )
     judge.evaluate_models(workspace, {}, "full")
     assert asked == [Protocol(split="test", members=5), (tmp_path / "evaluation", "full")]

@@ -136,10 +136,14 @@ def test_where_the_last_save_fails_a_stop_does_not_claim_that_it_is_saved(tmp_pa
 
 def test_control_c_while_waiting_leaves_after_the_save(tmp_path: Path) -> None:
     store = Held(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     letting_go(store, 0.6)
-    with pytest.raises(KeyboardInterrupt):
-        save_and_raise(store)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            save_and_raise(store)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert store.load() == {"step": 1}
 
 
