@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from html.parser import HTMLParser
 
 import numpy as np
 import torch
@@ -164,3 +165,26 @@ def noisy_sines(sigma: float, num: int = 4, frames: int = 9, size: int = 32) -> 
     rng = torch.Generator().manual_seed(5)
     found = travelling_sines(num, frames, size)
     return [torch.cat([u[:1], u[1:] + sigma * torch.randn(u[1:].shape, generator=rng)]) for u in found]
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes, and the ones left open."""
+
+    VOID = frozenset({"meta", "link", "img", "input", "br"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another element"

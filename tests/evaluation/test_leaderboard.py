@@ -7,11 +7,11 @@ import shutil
 import sqlite3
 import threading
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.evaluation.helpers import Elements
 
 from ups.config.gates import GateSettings
 from ups.errors import UpsError, UsageError
@@ -194,26 +194,6 @@ def test_csv_has_every_score_and_nothing_that_a_spreadsheet_computes(shown: Boar
     assert rows[0]["standing"] == "champion"
     assert rows[0]["crps"] == ""
     assert rows[-1]["tasks"] == "task0+task1"
-
-
-class Elements(HTMLParser):
-    """Every element with its attributes; each must be closed."""
-
-    VOID = frozenset({"meta", "link", "img", "input", "br"})
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 def test_the_page_is_whole_and_names_cannot_become_markup(shown: Board, tmp_path: Path) -> None:

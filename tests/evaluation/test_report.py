@@ -6,14 +6,13 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.evaluation.helpers import Draws, Steps, bumps, make_set, shifted, spec_of, travelling_sines
+from tests.evaluation.helpers import Draws, Elements, Steps, bumps, make_set, shifted, spec_of, travelling_sines
 
 from ups.errors import UpsError, UsageError
 from ups.evaluation import pictures, plots
@@ -66,29 +65,6 @@ def write_run(
     for file, text in files.items():
         (run / file).write_text(text)
     return run
-
-
-class Elements(HTMLParser):
-    """Every element with its attributes, and the ones left open."""
-
-    VOID = frozenset({"meta", "link", "img", "input", "br"})
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"</{tag}> closes another element"
 
 
 @pytest.mark.parametrize("drawn", [False, True])
