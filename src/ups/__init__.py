@@ -25,15 +25,15 @@ def load(folder: str | Path, device: torch.device | str | None = None) -> Surrog
     """Reads the trained model of a run's folder, of any folder with `model/`, or of the Hugging Face Hub.
 
     Args:
-        folder: what `ups run` printed last; or `hf://OWNER/NAME`, what `ups push` wrote (with the extra `hub`). Weights
-            are safetensors: nothing is unpickled.
+        folder: what `ups run` printed last, or the folder `model` in it; or `hf://OWNER/NAME`, what `ups push` wrote
+            (with the extra `hub`). Weights are safetensors: nothing is unpickled.
         device: where to compute; the GPU where there is one.
 
     Returns:
         the simulator; see `Surrogate.rollout`.
 
     Raises:
-        CheckpointError: there is no model, or it is damaged.
+        CheckpointError: there is no model, or it is damaged or of another version of ups.
     """
     from ups.models.surrogate import load as load_surrogate  # PyTorch is imported only when a model is
 

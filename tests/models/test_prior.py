@@ -108,8 +108,8 @@ def test_lattices_that_are_no_multiple_and_more_steps_are_refused() -> None:
     for grid in ((12, 12), (16, 8), (4, 4), (16,)):
         with pytest.raises(UpsError, match="trained on"):
             prior.check(torch.zeros(1, 1, 1, *grid), "darcy2d")
-    for grid, advice in (((12, 12), "a whole multiple of 8 x 8"), ((16,), "with 2 grid axes")):
-        with pytest.raises(UpsError, match=f"what is given has shape.*{advice}"):
+    for grid, advice in (((12, 12), "a whole multiple of 8 x 8"), ((16,), "the batch comes first, then the field a")):
+        with pytest.raises(UpsError, match=rf"what is given \(u0\) has shape.*{advice}"):
             prior.check(torch.zeros(1, 1, 1, *grid), "darcy2d")
     with pytest.raises(UpsError, match="give the field a, in this order"):
         prior.check(torch.zeros(1, 1, 2, 8, 8), "darcy2d")

@@ -35,10 +35,8 @@ class Persistence(Emulator):
             return last
         return torch.tensor(spec.mean, device=last.device).reshape(-1, *[1] * spec.axes).expand_as(last)
 
-    def check(self, context: Tensor, task: str, dt: Tensor | None = None) -> None:
-        spec = self.tasks.get(task)
-        if spec is None or not spec.steady:  # the mean of a steady problem is there for any grid
-            super().check(context, task, dt)
+    def takes_grid(self, grid: tuple[int, ...], spec: TaskSpec) -> bool:
+        return spec.steady or super().takes_grid(grid, spec)  # the mean of a steady problem is there for any grid
 
 
 class LinearEmulator(StepEmulator):

@@ -218,7 +218,7 @@ class Emulator(nn.Module):
         """What to do about initial frames (batch, context, field, *grid) that do not fit."""
         names = ", ".join(spec.given or spec.fields)
         if context.ndim != 3 + spec.axes:
-            return f"give an array of (batch, field, *grid) with {spec.axes} grid axes"
+            return f"the batch comes first, then the field{'s' if ',' in names else ''} {names}, then the grid"
         if context.shape[1] != spec.context:
             return f"give {spec.context} frame{'s' if spec.context > 1 else ''} of context"
         if context.shape[2] != len(spec.given or spec.fields):
@@ -229,18 +229,27 @@ class Emulator(nn.Module):
         """What to do about fields on another grid."""
         return "subsample the input or train at its resolution (data.resolution)"
 
-    def check(self, context: Tensor, task: str, dt: Tensor | None = None) -> None:
-        """Refuses fields and time steps that the model was not trained for, naming both shapes or steps."""
+    def takes_grid(self, grid: tuple[int, ...], spec: TaskSpec) -> bool:
+        """Whether fields on a grid of this shape can be advanced."""
+        return grid == spec.lattice
+
+    def check(
+        self, context: Tensor, task: str, dt: Tensor | None = None, *, given: tuple[int, ...] | None = None
+    ) -> None:
+        """Refuses fields and time steps that the model was not trained for, naming both shapes or steps.
+
+        Args:
+            given: shape of what `context` was made from, where the user gave it without the axis of context frames.
+
+        Raises:
+            UpsError: in the user's terms.
+        """
         if task not in self.tasks:
             raise UpsError(f"this model knows the tasks {', '.join(self.tasks)}, not '{task}'")
         spec = self.tasks[task]
-        expected = (spec.context, len(spec.fields), *spec.lattice)
-        if tuple(context.shape[1:]) != expected:
-            what = "what is given has" if spec.steady else "the initial frames have"
-            raise UpsError(
-                f"{task}: {what} shape {tuple(context.shape)}, but the model was trained on "
-                f"(batch, context, field, *grid) = (any, {', '.join(map(str, expected))}); {self.advice(spec, context)}"
-            )
+        expected, grid = (spec.context, len(spec.fields)), tuple(context.shape[3:])
+        if tuple(context.shape[1:3]) != expected or len(grid) != spec.axes or not self.takes_grid(grid, spec):
+            raise UpsError(_wrong_shape(spec, tuple(context.shape), given) + f"; {self.advice(spec, context)}")
         if dt is None:
             return
         other = ~((dt.double() - spec.dt).abs() <= DT_TOLERANCE * spec.dt)
@@ -249,3 +258,14 @@ class Emulator(nn.Module):
                 f"{task}: the model makes steps of {spec.dt:g}; it was not trained for {float(dt[other][0]):g}; "
                 "give steps of its own size, or train on data with that time step"
             )
+
+
+def _wrong_shape(spec: TaskSpec, found: tuple[int, ...], given: tuple[int, ...] | None) -> str:
+    """The shape that initial fields have, and the one they should have, both as the user would write them."""
+    what = "what is given (u0) has" if spec.steady else "the initial fields (u0) have"
+    sizes = ("any", len(spec.fields), *spec.lattice)
+    layout = "(batch, field, *grid)"
+    if spec.context > 1 or len(given or found) == spec.axes + 3:
+        sizes, layout = ("any", spec.context, *sizes[1:]), "(batch, context, field, *grid)"
+    wanted = ", ".join(map(str, sizes))
+    return f"{spec.name}: {what} shape {given or found}, but the model was trained on {layout} = ({wanted})"

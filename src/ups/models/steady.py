@@ -86,16 +86,11 @@ class SteadyEmulator(Emulator):
         stacked = torch.stack(bumps)
         return torch.stack([stacked.prod(0), stacked.amin(0)]).to(stacked.dtype)
 
-    def check(self, context: Tensor, task: str, dt: Tensor | None = None) -> None:
-        """Refuses fields that are not of the task, or on a lattice that is no whole multiple of the trained one."""
-        spec = self.tasks.get(task)
-        grid = tuple(context.shape[3:])
-        if spec is not None and len(grid) == spec.axes and all(size >= 1 for size in grid):
-            factors = {divmod(size, trained) for size, trained in zip(grid, spec.lattice, strict=True)}
-            if len(factors) == 1 and factors.pop()[1] == 0 and grid[0] >= spec.lattice[0]:
-                every = [slice(None)] * 3 + [slice(None, trained) for trained in spec.lattice]
-                context = context[tuple(every)]
-        super().check(context, task, dt)
+    def takes_grid(self, grid: tuple[int, ...], spec: TaskSpec) -> bool:
+        """Whether a grid is a whole multiple of the trained one, the same along every axis."""
+        factors = {divmod(size, trained) for size, trained in zip(grid, spec.lattice, strict=True)}
+        times, rest = factors.pop()
+        return not factors and rest == 0 and times >= 1
 
     def grid_advice(self, spec: TaskSpec) -> str:
         lattice = " x ".join(map(str, spec.lattice))

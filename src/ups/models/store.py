@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from ups import __version__
 from ups.errors import CheckpointError
 from ups.files import write_whole
 from ups.models.baselines import NetworkEmulator, make_baseline
@@ -31,6 +32,7 @@ def save_model(emulator: Emulator, folder: Path) -> None:
     custom = isinstance(emulator, NetworkEmulator) and emulator.custom
     config: dict[str, Any] = {
         "format": FORMAT,
+        "version": __version__,
         "kind": f"{emulator.name}{CUSTOM}" if custom else emulator.name,
         "tasks": {task: asdict(spec) for task, spec in emulator.tasks.items()},
     }
@@ -67,9 +69,9 @@ def load_model(folder: Path, device: torch.device | None = None) -> Emulator:
     config_path, weights_path = folder / CONFIG, folder / WEIGHTS
     for path in (config_path, weights_path):
         if not path.is_file():
+            what = f"{path.name} is missing" if folder.is_dir() else "there is no such folder"
             raise CheckpointError(
-                f"{folder} holds no trained model: {path.name} is missing; "
-                "train one with 'ups run', or name a run's folder"
+                f"{folder} holds no trained model: {what}; train one with 'ups run', or name a run's folder"
             )
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
@@ -78,16 +80,40 @@ def load_model(folder: Path, device: torch.device | None = None) -> Emulator:
         raise CheckpointError(
             f"the model in {folder} is damaged ({error}); copy it again, or train it again with 'ups run'"
         ) from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{config_path} is not of model format {FORMAT}; it was written by another version of ups"
-        )
+    if not isinstance(config, dict) or not isinstance(config.get("format"), int):
+        raise CheckpointError(f"{config_path} describes no model of ups; name a run's folder, or train one: 'ups run'")
+    if config["format"] != FORMAT:
+        age = "an older" if config["format"] < FORMAT else "a newer"
+        raise _other_version(folder, config, age, f"its format is {config['format']}, {__version__} reads {FORMAT}")
     try:
         emulator = make_emulator(config)
+    except KeyError as error:
+        raise _other_version(folder, config, "another", f"{CONFIG} lacks {error}") from error
+    except TypeError as error:
+        raise _other_version(folder, config, "another", f"{CONFIG}: {error}") from error
+    try:
         emulator.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{config_path} and {WEIGHTS} do not belong together: {error}") from error
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{config_path} and {WEIGHTS} do not belong together: they are of two models, or of another version of "
+            f"ups; copy both again, or train again with 'ups run' ({error})"
+        ) from error
     return emulator.to(device or torch.device("cpu")).eval()
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder itself is what `save_model` wrote, by the names of its files."""
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def _other_version(folder: Path, config: Mapping[str, Any], age: str, detail: str) -> CheckpointError:
+    """The error of a model that this version cannot read: who wrote it, why not, and what to do."""
+    writer = f"ups {config['version']}" if "version" in config else f"{age} version of ups"
+    writer += " of another state" if config.get("version") == __version__ else ""
+    return CheckpointError(
+        f"the model in {folder} was saved by {writer} and cannot be loaded by this one, {__version__}; "
+        f"train it again with this version ('ups run'), or load it with the one that saved it ({detail})"
+    )
 
 
 def make_emulator(config: Mapping[str, Any]) -> Emulator:

@@ -17,7 +17,7 @@ from ups.errors import UpsError, UsageError
 from ups.hub import SCHEME, download
 from ups.models.emulator import Emulator, TaskSpec
 from ups.models.simulator import Simulator
-from ups.models.store import load_model
+from ups.models.store import is_model, load_model
 
 SAME_VALUE = 1e-3  # relative difference up to which a parameter is the one value trained at
 EDGE = 1e-6  # relative: float32 rounding of the ends of the range trained on
@@ -96,11 +96,12 @@ class Surrogate:
             raise UsageError(f"mode is '{mode}'; it must be latent or physical")
         spec = self.spec(task)
         context = self._tensor("u0", u0)
-        if len(context) == 0:
+        given = tuple(context.shape)
+        if given[:1] == (0,):
             raise UsageError("u0 holds no sample: its first axis, the batch, is empty")
         if context.ndim == spec.axes + 2:
             context = context[:, None]
-        self.emulator.check(context, spec.name)
+        self.emulator.check(context, spec.name, given=given)
         if not bool(torch.isfinite(context).all()):
             raise UpsError("u0 holds NaN or infinite values; a roll-out from them would hold nothing else")
         batch = len(context)
@@ -223,7 +224,7 @@ def _check_trained(spec: TaskSpec, index: int, value: Tensor, extrapolate: bool)
 
 
 def load(folder: str | Path, device: torch.device | str | None = None) -> Surrogate:
-    """Reads a trained model from a run's folder, from any folder with `model/`, or from `hf://OWNER/NAME`.
+    """Reads a trained model from a run's folder, from its `model/` or a copy of that, or from `hf://OWNER/NAME`.
 
     Raises:
         CheckpointError: there is no model, or it is damaged.
@@ -233,4 +234,5 @@ def load(folder: str | Path, device: torch.device | str | None = None) -> Surrog
     chosen = (
         torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     )
-    return Surrogate(load_model(place / "model", chosen), chosen)
+    inside = place / "model"
+    return Surrogate(load_model(place if is_model(place) and not inside.is_dir() else inside, chosen), chosen)

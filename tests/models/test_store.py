@@ -1,0 +1,97 @@
+"""A model on disk: found in its run or by itself, and refused plainly where another version wrote it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.models.helpers import make_spec
+
+from ups import __version__
+from ups.errors import CheckpointError
+from ups.models.baselines import make_baseline
+from ups.models.store import FORMAT, load_model, save_model
+from ups.models.surrogate import load
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model as a run keeps it."""
+    save_model(make_baseline("persistence", {"task": make_spec()}), tmp_path / "run" / "model")
+    return tmp_path / "run" / "model"
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(CheckpointError) as refused:
+        load_model(folder)
+    return str(refused.value)
+
+
+def test_a_run_and_the_folder_inside_it_are_the_same_model(folder: Path) -> None:
+    u0 = torch.randn(1, 1, 32)
+    for given in (folder.parent, folder, str(folder)):
+        torch.testing.assert_close(load(given).rollout(u0, steps=1)[:, 0], u0)
+
+
+@pytest.mark.parametrize(("name", "what"), [("none", "there is no such folder"), (".", "config.json is missing")])
+def test_a_folder_without_a_model_is_refused_with_what_is_missing(tmp_path: Path, name: str, what: str) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(CheckpointError, match=f"holds no trained model: {what}; .* name a run's folder"):
+        load(tmp_path / name)
+
+
+def test_a_model_names_the_version_that_saved_it(folder: Path) -> None:
+    assert json.loads((folder / "config.json").read_text())["version"] == __version__
+
+
+@pytest.mark.parametrize(
+    ("found", "version", "writer"),
+    [
+        (FORMAT - 1, None, "an older version of ups"),
+        (FORMAT + 1, None, "a newer version of ups"),
+        (FORMAT + 1, "9.8.7", "ups 9.8.7"),
+    ],
+)
+def test_another_format_is_refused_with_its_writer_and_what_to_do(
+    folder: Path, found: int, version: str | None, writer: str
+) -> None:
+    rewrite(folder, lambda config: config.update(format=found))
+    rewrite(folder, lambda config: config.update(version=version) if version else config.pop("version"))
+    said = refusal(folder)
+    assert f"was saved by {writer} and cannot be loaded by this one, {__version__}; train it again" in said
+    assert f"its format is {found}, {__version__} reads {FORMAT}" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "detail"),
+    [
+        (lambda config: config["tasks"]["task"].update(viscosity=1), "unknown keys viscosity"),
+        (lambda config: config["tasks"]["task"].pop("form"), "form"),
+        (lambda config: config.pop("kind"), "lacks 'kind'"),
+    ],
+)
+def test_a_model_of_other_keys_is_said_to_be_of_another_version(
+    folder: Path, change: Callable[[dict[str, Any]], object], detail: str
+) -> None:
+    rewrite(folder, change)
+    rewrite(folder, lambda config: config.pop("version"))
+    said = refusal(folder)
+    assert "was saved by another version of ups" in said
+    assert "train it again with this version" in said
+    assert detail in said
+
+
+def test_a_model_without_a_format_is_none_of_ours(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    assert "describes no model of ups" in refusal(folder)
