@@ -8,7 +8,6 @@ Each pair is measured interleaved in one run; the table shows medians, the JSON 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import h5py
 import numpy as np
 import torch
 
+from common import publish
 from ups.config.data import DataSettings
 from ups.data.split import load_files
 from ups.data.trajectories import TrajectorySet
@@ -105,19 +105,8 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(task, Path(folder), arguments.repeats) for task in CASES]
-    names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "| " + " | ".join("---" for _ in names) + " |"]
-    for row in rows:
-        cells = (value if isinstance(value, str) else f"{value:.3g}" for value in row.values())
-        lines.append("| " + " | ".join(cells) + " |")
-    print("\n".join(lines))
     ratios = {row["case"]: {name: value for name, value in row.items() if "_over_" in name} for row in rows}
-    result = json.dumps({"bench": "data", "batch": BATCH, "ratios": ratios})
-    print(result)
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "data.json").write_text(result + "\n")
-        (arguments.out / "data.md").write_text("\n".join(lines) + "\n")
+    publish("data", rows, {"batch": BATCH, "ratios": ratios}, arguments.out)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ The table shows medians over the rounds, and ratios of `encode` to each: the med
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common import publish
 from ups.data.fields import Batch, Grid
 from ups.data.latents import LatentStore
 from ups.data.trajectories import MemoryFrames, TrajectorySet
@@ -131,24 +131,13 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(task, codec, Path(folder), arguments.rounds) for task in SHAPES for codec in CODECS]
-    names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "| " + " | ".join("---" for _ in names) + " |"]
-    for row in rows:
-        cells = (value if isinstance(value, str) else f"{value:.3g}" for value in row.values())
-        lines.append("| " + " | ".join(cells) + " |")
-    print("\n".join(lines))
     found = {
         f"{row['task']}/{row['codec']}": {
             name: round(value, 3) for name, value in row.items() if "_over_" in name and not isinstance(value, str)
         }
         for row in rows
     }
-    result = json.dumps({"bench": "latents", "target": 3.0, "ratios": found})
-    print(result)
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "latents.json").write_text(result + "\n")
-        (arguments.out / "latents.md").write_text("\n".join(lines) + "\n")
+    publish("latents", rows, {"target": 3.0, "ratios": found}, arguments.out)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is first imported
 
 from accuracy_bench.results import Line, append, commit, read_lines, source_hash
+from common import run_or_table, say
 
 HERE = Path(__file__).parent
 LINES, TABLE = HERE / "results" / "multitask.jsonl", HERE / "results" / "multitask.md"
@@ -33,11 +34,6 @@ VALUES = {
 """Parameter that varies, its values in training, and the one in between."""
 COUNTS = {"train": 40, "valid": 4, "test": 6}  # trajectories of each value
 BOTH = "all three"
-
-
-def say(text: str) -> None:
-    """A line of progress."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def make(folder: Path) -> dict[str, dict[str, list[str]]]:
@@ -170,22 +166,12 @@ def table(arguments: argparse.Namespace) -> None:
     say(f"{TABLE}: {len(rows)} rows")
 
 
-def main() -> int:
-    """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("run", help="compute what is missing")
-    one.add_argument("--models", nargs="+", choices=(*VALUES, BOTH), default=[*VALUES, BOTH])
-    one.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    one.add_argument("--seconds", type=float, default=100.0, help="of training per task")
-    one.add_argument("--work", type=Path, default=Path("runs"), help="folder of made data and runs")
-    two = commands.add_parser("table", help="draw the table")
-    for command in (one, two):
-        command.add_argument("--out", type=Path, default=LINES, help="file of the lines")
-    arguments = parser.parse_args()
-    (run if arguments.command == "run" else table)(arguments)
-    return 0
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Those of the command `run`."""
+    command.add_argument("--models", nargs="+", choices=(*VALUES, BOTH), default=[*VALUES, BOTH])
+    command.add_argument("--seconds", type=float, default=100.0, help="of training per task")
+    command.add_argument("--work", type=Path, default=Path("runs"), help="folder of made data and runs")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_or_table(__doc__, LINES, add_arguments, run, table))

@@ -21,17 +21,13 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is first imported
 
 from accuracy_bench.results import Cell, Line, append, commit, read_lines, source_hash
+from common import markdown, run_or_table, say
 
 HERE = Path(__file__).parent
 LINES, TABLE = HERE / "results" / "stages.jsonl", HERE / "results" / "stages.md"
 MEMBERS = 16
 STAGES = ("operator", "diff_residual", "consistency_distill")
 SCORES = ("nrmse", "ensemble_nrmse", "mae", "crps", "spread_skill", "ece", "wall_clock", "ensemble_wall_clock")
-
-
-def say(text: str) -> None:
-    """A line of progress."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def compute(task: str, seed: int, arguments: argparse.Namespace) -> Line:
@@ -150,33 +146,23 @@ def table(arguments: argparse.Namespace) -> None:
         "of a commit before 831f8fd are of another sampler, which shrank small spreads. Drawn by",
         "`bench/stages.py` from `stages.jsonl`.",
         "",
-        "| " + " | ".join(rows[0]) + " |",
-        "| " + " | ".join("---" for _ in rows[0]) + " |",
-        *("| " + " | ".join(row.values()) + " |" for row in rows),
+        *markdown(rows),
     ]
     TABLE.write_text("\n".join(text) + "\n")
     say(f"{TABLE}: {len(rows)} rows")
 
 
-def main() -> int:
-    """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("run", help="compute what is missing")
-    one.add_argument("--tasks", nargs="+", required=True)
-    one.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    one.add_argument("--seconds", nargs=3, type=float, default=[150.0, 200.0, 150.0], metavar="S", help="of each stage")
-    one.add_argument("--data", type=Path, help="folder of the published files")
-    one.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="folder of made data and runs")
-    one.add_argument("--set", nargs="+", metavar="KEY=VALUE", help="settings, in a row of their own")
-    one.add_argument("--redo", action="store_true")
-    two = commands.add_parser("table", help="draw the table")
-    for command in (one, two):
-        command.add_argument("--out", type=Path, default=LINES, help="file of the lines")
-    arguments = parser.parse_args()
-    (run if arguments.command == "run" else table)(arguments)
-    return 0
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Those of the command `run`."""
+    command.add_argument("--tasks", nargs="+", required=True)
+    command.add_argument(
+        "--seconds", nargs=3, type=float, default=[150.0, 200.0, 150.0], metavar="S", help="of each stage"
+    )
+    command.add_argument("--data", type=Path, help="folder of the published files")
+    command.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="folder of made data and runs")
+    command.add_argument("--set", nargs="+", metavar="KEY=VALUE", help="settings, in a row of their own")
+    command.add_argument("--redo", action="store_true")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_or_table(__doc__, LINES, add_arguments, run, table))

@@ -395,7 +395,12 @@ def make_spec(name: str) -> TaskSpec:
     )  # fmt: skip
 
 
-PACKAGES = {"neuralop_fno": "neuralop", "neuralop_uno": "neuralop", "pdetransformer": "pdetransformer"}
+PACKAGES = {
+    "neuralop_fno": ("neuralop", "neuralop.models"),
+    "neuralop_uno": ("neuralop", "neuralop.models"),
+    "pdetransformer": ("pdetransformer", "diffusers"),
+}
+"""Of networks of other packages: the package, and what of it, or of those it needs, has to import."""
 ENTRIES = [
     (equation, model)
     for equation in ("burgers1d", "reaction_diffusion2d", "kolmogorov2d")
@@ -406,13 +411,32 @@ ENTRIES = [
 ]
 
 
+def require_package(model: str) -> None:
+    """Skips the test where a network's package is not installed, or not with all that it needs."""
+    if model not in PACKAGES:
+        return
+    package, imported = PACKAGES[model]
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed: it is in the extra 'bench'")
+    why = f"{package} is installed without what it needs: see the extra 'bench'"
+    pytest.importorskip(imported, reason=why, exc_type=ImportError)
+
+
+def test_a_package_installed_without_what_it_needs_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "neuralop").mkdir()
+    (tmp_path / "neuralop" / "__init__.py").write_text("import no_such_dependency")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "neuralop"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(pytest.skip.Exception, match="installed without what it needs"):
+        require_package("neuralop_fno")
+
+
 @pytest.mark.parametrize(("equation", "model"), ENTRIES)
 @pytest.mark.filterwarnings("ignore")  # of other packages
 def test_networks_step_on_every_grid_and_all_their_weights_learn(equation: str, model: str) -> None:
     spec = make_spec(equation)
-    package = PACKAGES.get(model, "torch")
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed: it is in the extra 'bench'")
+    require_package(model)
     recipe = recipe_of(MODELS[model], spec.axes, "burgers")
     emulator = build_network(MODELS[model], {equation: spec}, recipe)
     u = torch.randn(2, 1, len(spec.fields), *spec.lattice)
