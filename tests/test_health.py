@@ -91,6 +91,27 @@ def test_over_fitting_is_a_train_loss_that_falls_while_the_validation_rises() ->
     assert found(log(valid_nrmse=lambda i: 0.5 + 0.001 * abs(i - 20)), "overfitting") is None
 
 
+@pytest.mark.parametrize(
+    ("scores", "risen"),
+    [
+        # A short training of an FNO: flat, then up by a tenth in the last two of 18 validations.
+        ((1.28, 1.02, 0.359, 0.322, 0.527, 0.444, 0.365, 0.315, 0.318, 0.322, 0.316, 0.313, 0.327, 0.337, 0.343, 0.344,
+          0.347, 0.348), False),
+        # A noisy one whose best was luck, and whose last three were not.
+        ((0.868, 0.424, 0.177, 0.125, 0.145, 0.236, 0.13, 0.12, 0.0982, 0.103, 0.0914, 0.0913, 0.108, 0.0823, 0.0901,
+          0.0869, 0.0866, 0.09, 0.0956, 0.101), False),
+        # One dip far below all others, early.
+        ((0.6, 0.55, 0.2, 0.52, 0.5, 0.5, 0.49, 0.5, 0.5, 0.5, 0.5), False),
+        # Up by a third from a best that was no chance, and there to stay.
+        ((0.448, 0.495, 0.427, 0.388, 0.445, 0.468, 0.442, 0.519, 0.516, 0.536, 0.571, 0.546, 0.531, 0.531, 0.537,
+          0.534), True),
+    ],
+)  # fmt: skip
+def test_validations_have_to_have_risen_for_long_to_be_over_fitting(scores: tuple[float, ...], risen: bool) -> None:
+    records = log(len(scores), valid_nrmse=lambda i: scores[i])
+    assert (found(records, "overfitting") is not None) == risen
+
+
 def test_skipped_steps_are_counted_and_a_roll_back_is_told_with_its_diagnosis() -> None:
     few = found(log(skipped_steps=lambda i: int(i == 3)), "not finite")
     assert (few.severity, few.what) == ("warning", "1 step skipped: loss or gradient not finite")

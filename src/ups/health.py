@@ -25,6 +25,7 @@ SPIKE, SPIKE_SPREADS = 2.0, 6.0  # a loss this many times the median of those be
 FLAT = 0.01  # improvement over the recent validations, of the best score, that counts as none
 FLAT_VALIDATIONS = 6
 RISE, FALL = 1.1, 0.9  # of validation and train loss, that together are over-fitting
+RISEN = 5  # validations in a row that have to be above the best by RISE: fewer may be chance, or a rate still high
 MOSTLY = 0.5  # share of clipped steps
 WAITING = 0.3  # share of the time that data was waited for
 NEARLY_DONE = 0.9  # part of the budget after which a plateau is what a schedule ends in
@@ -202,19 +203,30 @@ def judge_plateau(stage: str, records: Sequence[Record]) -> Finding | None:
 
 
 def judge_overfitting(stage: str, records: Sequence[Record]) -> Finding | None:
-    """A train loss that falls while the validation rises, from its best on."""
+    """A train loss that falls while validations rise from their best and stay there.
+
+    The best is the lowest median of three validations in a row, so that a single lucky one sets no mark.
+    """
     scored = validations(records)
     if len(scored) < FEWEST:
         return None
-    step, best = min(scored, key=lambda one: one[1])
-    rise = statistics.fmean(score for _, score in scored[-3:]) / max(best, 1e-30)
+    scores = [score for _, score in scored]
+    medians = [statistics.median(scores[i - 1 : i + 2]) for i in range(1, len(scores) - 1)]
+    best = min(medians)
+    first = medians.index(best)
+    place = min(range(first, first + 3), key=lambda i: scores[i])
+    step, since = scored[place][0], scores[place + 1 :]
+    if len(since) < RISEN or min(since[-RISEN:]) < RISE * best:
+        return None
+    rise = statistics.median(since[-RISEN:]) / max(best, 1e-30)
     losses = [(r["step"], float(r["loss"])) for r in records if series([r], "loss")]
     then, now = [loss for at, loss in losses if at <= step][-3:], [loss for at, loss in losses if at > step][-3:]
-    if not then or not now or rise < RISE or statistics.fmean(now) > FALL * statistics.fmean(then):
+    if not then or not now or statistics.fmean(now) > FALL * statistics.fmean(then):
         return None
     return Finding(
         stage, "overfitting", "warning",
-        f"over-fitting: since step {step} the train loss fell and the validation rose by {100 * (rise - 1):.0f} %",
+        f"over-fitting: since step {step} the train loss fell and the validation rose by {100 * (rise - 1):.0f} %, "
+        f"in the last {RISEN} validations by {100 * (RISE - 1):.0f} % or more",
         "set training.patience, keep training.augment true, raise optimizer.weight_decay, or add trajectories; the "
         "weights of the best validation are the ones that are kept",
     )  # fmt: skip

@@ -135,11 +135,15 @@ def test_solver_speedup_compares_equal_accuracy() -> None:
     found = evaluate(emulators, sets, protocol=Protocol())
     seconds = found.scores("advection1d")["wall_clock"].value
     assert seconds is not None
-    cost = SolverCost(resolution=16, nrmse=0.01, seconds_per_trajectory=80 * seconds, found=True, tried=())
+    cost = SolverCost(
+        resolution=16, nrmse=0.01, seconds_per_trajectory=80 * seconds, found=True, tried=(), samples=4, target=0.02
+    )
     assert found.with_solver_costs({"advection1d": cost}).scores("advection1d")[
         "solver_speedup"
     ].value == pytest.approx(10)
-    missed = SolverCost(resolution=64, nrmse=0.5, seconds_per_trajectory=1.0, found=False, tried=())
+    missed = SolverCost(
+        resolution=64, nrmse=0.5, seconds_per_trajectory=1.0, found=False, tried=(), samples=4, target=0.02
+    )
     score = found.with_solver_costs({"advection1d": missed}).scores("advection1d")["solver_speedup"]
     assert score.value is None
     assert "did not reach" in str(score.reason)

@@ -152,7 +152,9 @@ def test_damaged_files_and_no_folder_are_named(tmp_path: Path) -> None:
 
 def test_the_solver_is_told_of(tmp_path: Path) -> None:
     sets = {"advection1d": make_set("advection1d", travelling_sines())}
-    cost = SolverCost(resolution=24, nrmse=0.0123, seconds_per_trajectory=0.5, found=True, tried=())
+    cost = SolverCost(
+        resolution=24, nrmse=0.0123, seconds_per_trajectory=0.5, found=True, tried=(), samples=4, target=0.02
+    )
     found = evaluate({"ups": Steps(sets, shifted)}, sets, protocol=Protocol())
     found.with_solver_costs({"advection1d": cost}).save(tmp_path / "evaluation", "full")
     (tmp_path / "config.yaml").write_text("")
@@ -160,6 +162,16 @@ def test_the_solver_is_told_of(tmp_path: Path) -> None:
     assert "Its error is" not in html
     assert "judged on 4 trajectories only" in html
     assert "at 24 points per axis, at least as accurate, has an nRMSE of 0.0123 and takes 500 ms" in html
+    assert "over all 4 trajectories, on which ups has 0.0200." in html
+    full = tmp_path / "evaluation" / "full.json"
+    content = json.loads(full.read_text())
+    content["details"]["advection1d"]["solver"]["samples"] = 3
+    full.write_text(json.dumps(content))
+    assert "over 3 of the 4 trajectories, on which" in write_report(tmp_path).read_text()
+    for name in ("samples", "target"):  # as an older version wrote it
+        del content["details"]["advection1d"]["solver"][name]
+    full.write_text(json.dumps(content))
+    assert "per trajectory.</p>" in write_report(tmp_path).read_text()
 
 
 def test_a_diverged_run_is_reported(tmp_path: Path) -> None:
@@ -356,8 +368,25 @@ def test_report_in_a_browser(tmp_path: Path, browser: Any, tasks: tuple[str, ...
     page.close()
 
 
-def test_scores_of_every_baseline_fit_on_a_phone(tmp_path: Path, browser: Any) -> None:
-    """Nothing of the table is off the screen, and no number is broken or overlaps another."""
+WORDS_BROKEN = """
+[...document.querySelectorAll('table.scores th, table.scores td')].flatMap((cell) => {
+  const broken = [], walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    for (const word of walker.currentNode.data.matchAll(/[^\\s-]+/g)) {
+      const range = document.createRange();
+      range.setStart(walker.currentNode, word.index);
+      range.setEnd(walker.currentNode, word.index + word[0].length);
+      const lines = new Set([...range.getClientRects()].map((box) => Math.round(box.top)));
+      if (lines.size > 1) broken.push(word[0]);
+    }
+  }
+  return broken;
+})
+"""
+
+
+def test_scores_of_every_baseline_are_read_on_a_phone(tmp_path: Path, browser: Any) -> None:
+    """No word is broken and no number overlaps another; what is wider than the screen is scrolled to in its place."""
     run = write_run(tmp_path)
     full = run / "evaluation" / "full.json"
     content = json.loads(full.read_text())
@@ -370,8 +399,10 @@ def test_scores_of_every_baseline_fit_on_a_phone(tmp_path: Path, browser: Any) -
     page = browser.new_page(viewport={"width": 390, "height": 800})
     page.goto(write_report(run).as_uri())
     assert page.locator("table.scores thead th").count() == 6
-    box = page.evaluate("document.querySelector('table.scores').getBoundingClientRect().toJSON()")
-    assert box["right"] <= 390
+    assert page.evaluate(WORDS_BROKEN) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    end = "(table) => { table.parentElement.scrollLeft = 1e4; return table.getBoundingClientRect().right; }"
+    assert page.eval_on_selector("table.scores", end) <= 390
     cells = "[...document.querySelectorAll('table.scores td')]"
     assert page.evaluate(f"{cells}.every((one) => one.scrollWidth <= one.clientWidth + 1)")
     page.close()

@@ -43,6 +43,21 @@ def test_columns_of_ensembles_stand_beside_the_error_where_there_are_any() -> No
     assert [row["s / trajectory"] for row in rows] == ["1", "2", "3"]
 
 
+@pytest.mark.parametrize(
+    ("facts", "label"),
+    [
+        ({"samples": 4}, "solver at 32 (4 trajectories)"),
+        ({"samples": 1}, "solver at 32 (1 trajectory)"),
+        ({"samples": 4, "found": False}, "solver at 32 (4 trajectories, best tried)"),
+        ({"found": False}, "solver at 32 (best tried)"),
+    ],
+)
+def test_the_solvers_row_says_of_how_many_trajectories_it_is(facts: dict[str, Any], label: str) -> None:
+    found = content(crps=None, mean=None)
+    found["details"]["t"]["solver"] |= facts
+    assert score_table(found)[-1]["model"] == label
+
+
 def test_a_deterministic_model_has_the_table_it_had() -> None:
     rows = score_table(content(crps=None, mean=None))
     assert list(rows[0]) == ["task", "model", "nrmse", "one step", "codec", "s / trajectory"]

@@ -70,6 +70,8 @@ class Evaluation:
                 "nrmse": cost.nrmse,
                 "seconds": cost.seconds_per_trajectory,
                 "found": cost.found,
+                "samples": cost.samples,
+                "target": cost.target,
             }
             tasks[name] = replace(self._with_speedup(task, speedup), facts={**task.facts, "solver": solver})
         return replace(self, tasks=tasks)

@@ -174,9 +174,16 @@ class Scores:
         if solver is None:
             return None
         reached = "at least as accurate" if solver["found"] else "the finest tried and still less accurate"
-        return Markup(
+        told = Markup(
             "The reference solver at {} points per axis, {}, has an nRMSE of {} and takes {} per trajectory."
         ).format(solver["resolution"], reached, number(solver["nrmse"]), with_unit(solver["seconds"], "s"))
+        if "samples" not in solver:  # written by an older version
+            return told
+        num = solver["samples"]
+        where = f"{num} of the {self.num_samples(task)}" if num < self.num_samples(task) else f"all {num}"
+        return told + Markup(" That is over {} trajectories, on which {} has {}.").format(
+            where, self.subject, number(solver["target"])
+        )
 
     def best_baseline(self, task: str) -> tuple[str, float] | None:
         """Name and nrmse of the most accurate baseline; None where no baseline has a score."""

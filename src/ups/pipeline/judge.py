@@ -154,7 +154,8 @@ def solver_cost(found: Evaluation, task: str, trajectories: TrajectorySet, works
 def score_table(scores: Mapping[str, Any]) -> list[Row]:
     """One row per task and model: error, and seconds per trajectory; from what `evaluation/full.json` holds.
 
-    The error of the ensemble's mean and the CRPS stand beside the error where any model draws an ensemble.
+    The error of the ensemble's mean and the CRPS stand beside the error where any model draws an ensemble. The solver's
+    row says how many trajectories it is of: fewer than those of all others.
     """
     rows = []
     for task, ours in scores["tasks"].items():
@@ -168,7 +169,10 @@ def score_table(scores: Mapping[str, Any]) -> list[Row]:
             rows.append((task, name, {**values, "s / trajectory": per_trajectory}))
         solver = facts.get("solver")
         if solver is not None:
-            label = f"solver at {solver['resolution']}" + ("" if solver["found"] else " (best tried)")
+            label = f"solver at {solver['resolution']}"
+            notes = [trajectories(solver["samples"])] if "samples" in solver else []  # older files do not say
+            notes += [] if solver["found"] else ["best tried"]
+            label += f" ({', '.join(notes)})" if notes else ""
             rows.append((task, label, {"nrmse": solver["nrmse"], "s / trajectory": solver["seconds"]}))
     drawn = any(values.get(column) is not None for _, _, values in rows for column in OF_ENSEMBLES)
     columns = [column for column in (*COLUMNS, "s / trajectory") if drawn or column not in OF_ENSEMBLES]
@@ -176,6 +180,11 @@ def score_table(scores: Mapping[str, Any]) -> list[Row]:
         {"task": task, "model": model, **{column: _number(values.get(column)) for column in columns}}
         for task, model, values in rows
     ]
+
+
+def trajectories(num: int) -> str:
+    """So many trajectories, in words."""
+    return f"{num} trajector{'y' if num == 1 else 'ies'}"
 
 
 def read_table(run_dir: Path) -> list[Row]:

@@ -39,6 +39,8 @@ class SolverCost:
         seconds_per_trajectory: for all time steps of one trajectory, in a batch of those given.
         found: whether `nrmse` is at most what was asked for.
         tried: every resolution tried, in the order of trying.
+        samples: trajectories that it was measured on.
+        target: the error asked for: that of the other method on the same trajectories.
     """
 
     resolution: int
@@ -46,6 +48,8 @@ class SolverCost:
     seconds_per_trajectory: float
     found: bool
     tried: tuple[Trial, ...]
+    samples: int
+    target: float
 
 
 def coarsest_solver(
@@ -96,7 +100,9 @@ def coarsest_solver(
         solve(equation, u0, params, times)  # says why
     best = min(tried, key=lambda trial: trial.nrmse)
     found = best.nrmse <= target_nrmse
-    return SolverCost(best.resolution, best.nrmse, best.seconds_per_trajectory, found, tuple(tried))
+    return SolverCost(
+        best.resolution, best.nrmse, best.seconds_per_trajectory, found, tuple(tried), len(u0), target_nrmse
+    )
 
 
 def _trial(
