@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from ups.terminal import LineProgress, RichProgress, grouped, table, tree, wrapped
+from ups.terminal import LineProgress, RichProgress, grouped, problem_lines, table, tree
 
 
 @pytest.fixture
@@ -100,14 +100,19 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_long_cells_are_broken_on_a_terminal_and_left_whole_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_problems_are_a_table_on_a_terminal_and_whole_words_and_paths_in_a_pipe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("COLUMNS", "60")
-    rows = [("a.h5", "word " * 30, "[red] mend it"), ("b.h5", "short", "mend it too")]
-    shown = wrapped(("where", "problem", "what to do"), rows, Terminal())
+    path = f"{'folder/' * 20}a-b.h5"
+    problems = [("a.h5", "word " * 30, "[red] mend it"), (path, "short", "mend it too")]
+    shown = problem_lines(problems, Terminal())
     assert max(map(len, shown)) <= 60
     assert " ".join(shown).count("word") == 30
     assert "[red]" in " ".join(shown), "what a file says is no markup"
-    piped = wrapped(("where", "problem", "what to do"), rows, io.StringIO())
-    assert len(piped) == 3
-    assert piped[1].count("word") == 30
-    assert wrapped(("where",), [], io.StringIO()) == []
+    piped = problem_lines(problems, io.StringIO())
+    assert piped[0].startswith("a.h5: word word")
+    assert piped[-4:] == ["  [red] mend it", f"{path}:", "  short", "  mend it too"]
+    assert max(len(line) for line in piped[:-3]) <= 100
+    assert " ".join(piped).count("word") == 30
+    assert problem_lines([], io.StringIO()) == problem_lines([], Terminal()) == []

@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import re
 import shutil
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
+
+PIPE_WIDTH = 100  # characters of a line that is written to a pipe or a file
 
 
 class LineProgress:
@@ -112,12 +115,37 @@ def table(rows: Sequence[Mapping[str, str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
-def wrapped(columns: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO) -> list[str]:
-    """The lines of a table whose cells are broken to fit a terminal; in pipes and files they are left whole."""
+def problem_lines(problems: Sequence[tuple[str, str, str]], stream: TextIO) -> list[str]:
+    """Problems as a table on a terminal; in pipes and files one below the other, in lines of at most `PIPE_WIDTH`.
+
+    Args:
+        problems: (where, what is wrong, what to do) of each.
+    """
+    if stream.isatty():
+        return wrapped(("where", "problem", "what to do"), problems)
+    lines = []
+    for where, what, remedy in problems:
+        lines += _broken(f"{where}: {what}", "")
+        lines += _broken(remedy, "  ")
+    return lines
+
+
+def _broken(text: str, indent: str) -> list[str]:
+    """A text in lines between words: paths stay whole."""
+    return textwrap.wrap(
+        text,
+        PIPE_WIDTH,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def wrapped(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table whose cells are broken to fit the terminal."""
     if not rows:
         return []
-    if not stream.isatty():
-        return table([dict(zip(columns, row, strict=True)) for row in rows])
     from rich.console import Console
     from rich.table import Table
 

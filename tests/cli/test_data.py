@@ -47,7 +47,7 @@ def test_inspect_is_written_for_a_person(cli: Ups, tmp_path: Path) -> None:
     assert "nu: 0.01 to 0.02 (6 values)" in lines
     assert "tensor: 6 x 11 x 32" in lines
     assert any(line.startswith(f"u: {low:.4g} to {high:.4g}, mean ") and line.endswith(", 1 NaN") for line in lines)
-    assert f"{path}: 1 values are NaN or Inf (trajectory 2, field u, first in frame 0); " in shown.out
+    assert f"{path}: 1 value is NaN or Inf (trajectory 2, field u, first in frame 0); " in shown.out
     assert "DataProblem" not in shown.out
     assert not [line for line in lines if line.endswith(("()", ",)"))]
 

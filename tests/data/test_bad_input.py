@@ -56,7 +56,7 @@ STRUCTURE = {
 }
 
 VALUES = {
-    "1 values are NaN or Inf (trajectory 2, field u, first in frame 3)": spoil_values((2, 3, 4), np.nan),
+    "1 value is NaN or Inf (trajectory 2, field u, first in frame 3)": spoil_values((2, 3, 4), np.nan),
     "32 values are NaN or Inf (trajectory 5, field u, first in frame 0)": spoil_values((5, 0), np.inf),
     "is constant (1.5) (trajectory 1, field u)": spoil_values((1,), 1.5),
 }

@@ -121,7 +121,7 @@ def replace_dataset(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Ca
 
 FAULTS = {
     "64 values are NaN or Inf (sample 1, field a, first in frame 0)": spoil("nu", np.nan),
-    "1 values are NaN or Inf (sample 1, field u, first in frame 1)": spoil("tensor", np.inf, (1, 0, 2, 3)),
+    "1 value is NaN or Inf (sample 1, field u, first in frame 1)": spoil("tensor", np.inf, (1, 0, 2, 3)),
     "is constant (0.25) (sample 1, field u)": spoil("tensor", 0.25),
     "is constant (3) over all samples (field a)": spoil("nu", 3.0, ...),
     "its shape (3, 2, 8, 8) does not fit 3 solutions": replace_dataset("tensor", lambda u: np.repeat(u, 2, axis=1)),

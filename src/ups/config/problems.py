@@ -13,6 +13,12 @@ from ups.config.names import nearest_name, setting_names
 
 Path = tuple[str, ...]
 
+
+def _number(value: float) -> str:
+    """A bound as a person writes it: 0, not 0.0."""
+    return str(int(value)) if float(value).is_integer() else str(value)
+
+
 _EXPECTED: dict[str, Callable[[dict[str, Any]], str]] = {
     "int_type": lambda _: "a whole number",
     "float_type": lambda _: "a number",
@@ -25,10 +31,10 @@ _EXPECTED: dict[str, Callable[[dict[str, Any]], str]] = {
     "model_attributes_type": lambda _: "a group of settings",
     "literal_error": lambda context: str(context["expected"]),
     "union_tag_invalid": lambda context: f"a name out of {context['expected_tags']}",
-    "greater_than": lambda context: f"above {context['gt']}",
-    "greater_than_equal": lambda context: f"at least {context['ge']}",
-    "less_than": lambda context: f"below {context['lt']}",
-    "less_than_equal": lambda context: f"at most {context['le']}",
+    "greater_than": lambda context: f"above {_number(context['gt'])}",
+    "greater_than_equal": lambda context: f"at least {_number(context['ge'])}",
+    "less_than": lambda context: f"below {_number(context['lt'])}",
+    "less_than_equal": lambda context: f"at most {_number(context['le'])}",
     "too_short": lambda context: f"a list of at least {context['min_length']}",
     "too_long": lambda context: f"a list of at most {context['max_length']}",
     "string_too_short": lambda _: "text that is not empty",

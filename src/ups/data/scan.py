@@ -134,7 +134,8 @@ def _faults(file: str, place: str, values: np.ndarray, first: int, *, uniform_is
     finite = np.isfinite(values)
     if not finite.all():
         frames = np.flatnonzero(~finite.reshape(len(values), -1).all(axis=1))
-        what = f"{int((~finite).sum())} values are NaN or Inf"
+        num = int((~finite).sum())
+        what = f"{num} value{' is' if num == 1 else 's are'} NaN or Inf"
         yield DataProblem(file, what, f"{place}, first in frame {first + int(frames[0])}", REMEDY)
     elif not uniform_is_fine and values.size and values.min() == values.max():
         yield DataProblem(file, f"is constant ({values.flat[0]:g})", place, REMEDY)

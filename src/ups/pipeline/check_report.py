@@ -143,7 +143,7 @@ class CheckReport:
         }
 
     def rows(self) -> list[Row]:
-        """What was checked and found fine, one row each; of problems, nothing."""
+        """What was checked and passed, one row each; of problems, nothing."""
         wrong = {problem.kind for problem in self.problems}
         folder = f"{self.folder.path}: {_bytes(self.folder.needed)} needed, {_bytes(self.folder.free)} free"
         found = [] if "folder" in wrong else [("folder", folder)]
@@ -151,7 +151,7 @@ class CheckReport:
         if self.memory is not None and "memory" not in wrong:
             there = "" if self.memory.available is None else f", {_bytes(self.memory.available)} available"
             found.append(("memory", f"about {_bytes(self.memory.needed)} needed{there}"))
-        return [{"checked": name, "fine": what} for name, what in found]
+        return [{"passed": name, "details": what} for name, what in found]
 
     def training_rows(self) -> list[Row]:
         """One row for every training that was tried."""
