@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ups.errors import UpsError
-from ups.files import write_whole
+from ups.files import require_writable, unwritable, write_whole
 
 FULL = """
 import resource, signal, sys
@@ -48,3 +50,39 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UpsError, match="cannot be written"):
         write_whole(tmp_path / "file" / "inside", b"")
+
+
+def test_a_place_that_refuses_is_known_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    before = sorted(tmp_path.rglob("*"))
+    assert unwritable(tmp_path / "new" / "folders" / "file") is None
+    assert unwritable(tmp_path / "file") is None
+    assert unwritable(tmp_path) == f"{tmp_path} is a folder; name the file to write"
+    assert "its folder is not there and cannot be made" in str(unwritable(tmp_path / "file" / "inside"))
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(UpsError, match="cannot be written"):
+        require_writable(tmp_path / "file" / "inside")
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "make space"),
+        (errno.EACCES, "permissions"),
+        (errno.EROFS, "a place that you may write to"),
+        (errno.ENOENT, "folder is not there"),
+        (errno.EFBIG, "ulimit"),
+        (errno.ENAMETOOLONG, "shorter name"),
+        (errno.EIO, "choose another place"),
+    ],
+)
+def test_the_advice_is_that_of_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UpsError, match=f"{os.strerror(number)}; .*{remedy}") as told:
+        write_whole(tmp_path / "file", b"")
+    assert ("make space" in str(told.value)) == (number == errno.ENOSPC)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +22,51 @@ def require_files(*paths: Path) -> None:
         whats = ["is a folder, not a file" if path.is_dir() else "no such file" for path in missing]
         lines = [f"{path}: {what}; check the path" for path, what in zip(missing, whats, strict=True)]
         raise UsageError("\n".join(lines))
+
+
+def unwritable(path: Path) -> str | None:
+    """Why a file could not be written, and what to do; None where it can.
+
+    Tried with a nameless file in its folder, or in the nearest folder above it that exists.
+    """
+    if path.is_dir():
+        return f"{path} is a folder; name the file to write"
+    place = path.parent
+    try:
+        while not place.exists():
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            return None
+    except OSError as error:
+        return f"{path} cannot be written: {error.strerror}; {write_remedy(error)}"
+
+
+def require_writable(path: Path) -> None:
+    """Refuses a file that could not be written, before the work that it is to hold.
+
+    Raises:
+        UpsError: why not, and what to do.
+    """
+    why = unwritable(path)
+    if why is not None:
+        raise UpsError(why)
+
+
+def write_remedy(error: OSError) -> str:
+    """What to do about a file that could not be written."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return "make space, or choose another place"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return "choose a place that you may write to, or change its permissions"
+        case errno.ENOENT | errno.ENOTDIR | errno.EEXIST:
+            return "choose another place: its folder is not there and cannot be made"
+        case errno.ENAMETOOLONG:
+            return "choose a shorter name"
+        case errno.EFBIG:
+            return "choose another place, or raise the limit on the size of files (ulimit -f)"
+        case _:
+            return "choose another place"
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -42,4 +89,4 @@ def write_whole(path: Path, content: bytes | str) -> None:
     except OSError as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        raise UpsError(f"{path} cannot be written: {error.strerror}; make space, or choose another place") from error
+        raise UpsError(f"{path} cannot be written: {error.strerror}; {write_remedy(error)}") from error

@@ -35,9 +35,10 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """A settings file that is right."""
+    """A settings file that is right, and names a data file that is there."""
     path = tmp_path / "settings.yaml"
-    path.write_text("task: burgers1d\n", encoding="utf-8")
+    (tmp_path / "a.h5").touch()
+    path.write_text(f"task: burgers1d\ndata: {{root: {tmp_path}, files: a.h5}}\n", encoding="utf-8")
     return path
 
 

@@ -67,8 +67,10 @@ def test_a_signal_ends_a_command_in_one_line_after_cleaning_up(
 ) -> None:
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN.replace("FINALLY", finally_), encoding="utf-8")
+    (tmp_path / "config.yaml").touch()  # a run
+    given = {"run": config, "report": tmp_path}[command]
     with subprocess.Popen(
-        [sys.executable, str(script), command, str(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, str(script), command, str(given)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tests.cli.outcome import Outcome, Ups
@@ -30,6 +32,17 @@ def test_every_command_has_help(cli: Ups, command: list[str]) -> None:
     assert shown.code == 0
     assert "Usage: ups " + " ".join(command) in shown.out
     assert "..." not in shown.out.replace("]...", ""), "a summary is cut off"
+
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.mark.parametrize("command", [[name] for name in COMMANDS[:-1]] + [["data", "make"], ["data", "inspect"]])
+def test_the_readme_names_every_option_of_a_command_and_no_other(cli: Ups, command: list[str]) -> None:
+    start = f"| `ups {' '.join(command)} "
+    (row,) = (line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith(start))
+    options = set(re.findall(r"^\s+(--[a-z-]+)", cli(*command, "--help").out, flags=re.MULTILINE)) - {"--help"}
+    assert set(re.findall(r"--[a-z-]+", row)) == options
 
 
 def test_version(cli: Ups) -> None:

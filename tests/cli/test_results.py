@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.cli.outcome import Ups, cells
 from tests.pipeline.toy_run import decide_run, write_run
+
+from ups.terminal import LineProgress
 
 
 def test_board_shows_writes_and_compares(cli: Ups, tmp_path: Path) -> None:
@@ -46,6 +49,16 @@ def test_board_imports_no_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory with a run and files, as far as can be seen without opening them."""
+    monkeypatch.chdir(tmp_path)
+    Path("runs/x").mkdir(parents=True)
+    for name in ("runs/x/config.yaml", "a.h5", "b.h5", "c.h5", "in.h5"):
+        Path(name).touch()
+
+
+@pytest.mark.usefixtures("place")
 def test_evaluate_takes_files_after_data(cli: Ups, stand_in: Any) -> None:
     calls = stand_in("ups.pipeline.evaluate", "evaluate_run", [{"model": "ups"}])
     assert cli("evaluate", "runs/x", "--data", "a.h5", "b.h5", "--data", "c.h5").out.endswith("ups\n")
@@ -60,10 +73,12 @@ def test_evaluate_takes_files_after_data(cli: Ups, stand_in: Any) -> None:
     assert "--data" in refused.err
 
 
+@pytest.mark.usefixtures("place")
 def test_rollout_and_report_print_what_they_wrote(cli: Ups, stand_in: Any) -> None:
     calls = stand_in("ups.pipeline.rollout", "rollout_file")
     assert cli("rollout", "runs/x", "in.h5", "--steps", "3", "--out", "out.h5").out == "out.h5\n"
-    assert calls[0][0] == (Path("runs/x"), Path("in.h5"), 3, Path("out.h5"), None, None, 0)
+    assert calls[0][0][:-1] == (Path("runs/x"), Path("in.h5"), 3, Path("out.h5"), None, None, 0)
+    assert isinstance(calls[0][0][-1], LineProgress)
     assert cli("rollout", "runs/x", "in.h5", "--steps", "0", "--out", "out.h5").code == 2
     stand_in("ups.evaluation.report", "write_report", Path("runs/x/report.html"))
     assert cli("report", "runs/x").out == "runs/x/report.html\n"

@@ -114,12 +114,12 @@ def test_every_problem_is_listed_with_its_place_and_source(tmp_path: Path) -> No
     write(tmp_path, base="latent: {dim: -3}\ntraining: {grad_clip: yes}\n")
     said = problems_of(
         tmp_path,
-        'include: base.yaml\ntraining: {num_workers: "3"}\noptimizer: {betas: [0.9, 2]}\n'
+        'include: base.yaml\ntraining: {num_workers: "3"}\noptimizer: {betas: [0.9, 2], lr: -5}\n'
         "operator: {pdet: {heads: 3}}\n",
         "seed=soon",
     )
     for line in (
-        "top.yaml: 7 problems in the settings",
+        "top.yaml: 8 problems in the settings",
         "seed (command line): must be a whole number, not 'soon'",
         "data (",
         "base.yaml): must be above 0, not -3",
@@ -127,6 +127,7 @@ def test_every_problem_is_listed_with_its_place_and_source(tmp_path: Path) -> No
         "training.num_workers (",
         "must be a whole number or 'auto', not '3'",
         "optimizer.betas[1] (",
+        "must be above 0, not -5",
         "heads is 3, which does not divide hidden_dim, 64",
     ):
         assert line in said, said
@@ -144,6 +145,8 @@ def test_every_problem_is_listed_with_its_place_and_source(tmp_path: Path) -> No
         ("optimizer.scheduler.warm_up", "optimizer.scheduler.warmup"),
         ("data.generate.sample", "data.generate.samples"),
         ("sead", "seed"),
+        ("operator.seconds", "stages.operator.seconds"),
+        ("diffusion.members", "evaluation.members"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_known(tmp_path: Path, written: str, meant: str) -> None:

@@ -189,7 +189,7 @@ def test_a_disk_that_becomes_full_is_one_message(tmp_path: Path, name: str) -> N
     done = subprocess.run(
         [sys.executable, "-c", script, path], check=False, timeout=120, capture_output=True, text=True
     )
-    said = f"{path} cannot be written (No space left on device); choose another place, or make space\n"
+    said = f"{path} cannot be written (No space left on device); make space, or choose another place\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
     assert list(tmp_path.iterdir()) == []
 

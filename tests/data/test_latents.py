@@ -292,7 +292,7 @@ def test_a_full_disk_is_an_error_and_what_stood_there_stays(tmp_path: Path) -> N
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
         try:
             if room < old.nbytes:
-                with pytest.raises(UpsError, match=r"cannot be written: .*; make space or give another"):
+                with pytest.raises(UpsError, match=r"cannot be written: .*; give another"):
                     load(store, trajectories, Codec(1))
                 assert {name: (tmp_path / name).read_bytes() for name in parts(tmp_path)} == before
             else:

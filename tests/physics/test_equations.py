@@ -12,6 +12,7 @@ from ups.errors import UsageError
 from ups.physics.description import Motion
 from ups.physics.equations import EQUATIONS, Equation, get_equation
 from ups.physics.initial import RandomWaves, random_modes
+from ups.physics.names import NAMES
 from ups.physics.solvers import solve
 
 SOLVED = [name for name, equation in EQUATIONS.items() if equation.has_solver and not equation.steady]
@@ -173,3 +174,7 @@ def test_the_exact_advection_is_the_initial_state_moved() -> None:
     u = equation.exact(6, equation.centres(32), torch.tensor([0.4], dtype=torch.float64), times, generator())
     torch.testing.assert_close(u[:, 2], u[:, 0], atol=1e-11, rtol=0)
     torch.testing.assert_close(u[:, 1], u[:, 0].roll(2, -1), atol=1e-11, rtol=0)
+
+
+def test_names_are_those_of_the_equations() -> None:
+    assert set(EQUATIONS) == set(NAMES)

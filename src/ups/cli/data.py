@@ -56,10 +56,13 @@ def data_make(
 ) -> None:
     """Make a file in PDEBench's layout with the reference solver."""
     values = _parameters(params or ())
-    if out.is_dir():
-        raise UsageError(f"{out} is a folder; name the file to write")
-    if out.exists() and not overwrite:
+    if out.is_file() and not overwrite:
         raise UsageError(f"{out} exists; give --overwrite to replace it, or another name to --out")
+    from ups.physics.names import require_equation
+    from ups.pipeline.before import require_output
+
+    require_equation(equation)
+    require_output(out)
     from ups.data.generate import generate
 
     with telling() as progress:

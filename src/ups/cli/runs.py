@@ -13,7 +13,9 @@ import typer
 
 from ups.cli.shared import LARGEST_SEED, Config, Overrides, Run, app, print_lines, settings_of, telling
 from ups.errors import CheckpointError, DataError, SettingsError, UpsError, UsageError
-from ups.terminal import grouped, table, wrapped
+from ups.files import require_files, require_writable
+from ups.hub import require_repository
+from ups.terminal import grouped, problem_lines, table
 from ups.timing import BEGAN, Timings
 
 if TYPE_CHECKING:
@@ -75,9 +77,12 @@ def run(
 
     with timings.part("settings"):
         settings = settings_of(config, overrides)
+    from ups.pipeline.before import require_possible
+
     with telling() as progress:
         outcome = None if force else _ended_before(settings, progress, timings)
         if outcome is None:
+            require_possible(settings, force=tuple(force or ()))
             from ups.pipeline.run import run_pipeline
 
             with timings.part("rest"):
@@ -115,10 +120,13 @@ def train(
 ) -> None:
     """Train one stage, or all of them, without the evaluation."""
     settings = settings_of(config, overrides)
+    from ups.pipeline.before import require_possible
+
+    chosen: Any = None if stage is StageChoice.all else stage.value  # the names are those of the stages
+    require_possible(settings, stage=chosen)
     from ups.pipeline.run import train_pipeline
 
     with telling() as progress:
-        chosen: Any = None if stage is StageChoice.all else stage.value  # the names are those of the stages
         outcome = train_pipeline(settings, progress=progress, stage=chosen)
     _show(outcome)
 
@@ -137,10 +145,16 @@ def evaluate(
         raise UsageError(f"{more[0]} is not expected here; name files to score with --data")
     if data and split:
         raise UsageError("--split and --data exclude each other: files that are named are scored whole")
+    files = (*(data or ()), *(more or ()))
+    from ups.pipeline.before import require_run
+
+    require_run(run)
+    require_files(*files)
+    require_writable(run / "evaluation" / "scores.json")
     from ups.pipeline.evaluate import evaluate_run
 
     with telling() as progress:
-        rows = evaluate_run(run, (*(data or ()), *(more or ())), (split or SplitChoice.test).value, progress)
+        rows = evaluate_run(run, files, (split or SplitChoice.test).value, progress)
     print_lines(table(rows))
 
 
@@ -159,6 +173,9 @@ def check(
     """
     try:
         settings = settings_of(config, overrides)
+        from ups.pipeline.before import require_equations
+
+        require_equations(settings)
         from ups.pipeline.run import check_pipeline
 
         with telling() as progress:
@@ -194,12 +211,12 @@ def _not_checked(config: Path, error: UpsError) -> dict[str, Any]:
 
 
 def _report_lines(report: CheckReport) -> Iterator[str]:
-    """What was found fine, what the dry run says, every problem, and how many there are."""
+    """What passed, what the dry run says, every problem, and how many there are."""
     for part in (table(report.rows()), table(report.training_rows())):
         yield from [*part, ""] if part else []
     num = len(report.problems)
     rows = [(problem.where, problem.what, problem.remedy) for problem in report.problems]
-    yield from wrapped(("where", "problem", "what to do"), grouped(rows), sys.stdout)
+    yield from problem_lines(grouped(rows), sys.stdout)
     yield f"{num} problem{'s' if num != 1 else ''} found" if num else "no problems found"
 
 
@@ -216,9 +233,13 @@ def rollout(
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the ensemble's draws.")] = 0,
 ) -> None:
     """Predict from the first frames of a file, and write it."""
+    from ups.pipeline.before import require_rollout
+
+    require_rollout(run, source, out, points)
     from ups.pipeline.rollout import rollout_file
 
-    rollout_file(run, source, steps, out, points, members, seed)
+    with telling() as progress:
+        rollout_file(run, source, steps, out, points, members, seed, progress)
     typer.echo(str(out))
 
 
@@ -237,6 +258,9 @@ def watch(run: Run, once: Annotated[bool, typer.Option("--once", help="Print one
 @app.command()
 def report(run: Run) -> None:
     """Write the HTML report of a run."""
+    from ups.pipeline.before import require_run
+
+    require_run(run)
     from ups.evaluation.report import write_report
 
     typer.echo(str(write_report(run)))
@@ -249,6 +273,10 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make it private, if it is made.")] = False,
 ) -> None:
     """Put a run's model on the Hugging Face Hub, with a model card from its records."""
+    from ups.pipeline.before import require_run
+
+    require_repository(repository)
+    require_run(run)
     from ups.pipeline.card import push_run
 
     typer.echo(push_run(run, repository, private=private))
@@ -269,7 +297,10 @@ def board(
 ) -> None:
     """Show every run that was judged, and the champions."""
     from ups.evaluation.board import Board
+    from ups.pipeline.before import require_output
 
+    for out in filter(None, (csv, html)):
+        require_output(out)
     shown = Board.read(runs_dir if runs_dir.is_file() else runs_dir / "leaderboard.sqlite")
     if compare is not None:
         rows, note = shown.compare(*compare)

@@ -38,7 +38,8 @@ def setting_names() -> tuple[str, ...]:
 def nearest_name(unknown: str) -> str | None:
     """The setting that was most likely meant by a dotted name, or None when nothing is near.
 
-    A slip of the pen beside the right neighbours comes first, then the same word in another group, then anything alike.
+    A slip of the pen beside the right neighbours comes first, then the same word in another group,
+    rather in one that is called like the group that was written, then anything alike.
     """
     group, _, word = unknown.rpartition(".")
     siblings = [name for name in setting_names() if name.rpartition(".")[0] == group]
@@ -47,7 +48,8 @@ def nearest_name(unknown: str) -> str | None:
         return f"{group}.{near[0]}" if group else near[0]
     elsewhere = [name for name in setting_names() if name.rpartition(".")[2] == word]
     if elsewhere:
-        return elsewhere[0]
+        groups = set(group.split("."))
+        return max(elsewhere, key=lambda name: len(groups & set(name.split("."))))
     words = {name.rpartition(".")[2]: name for name in reversed(setting_names())}
     for candidates in (setting_names(), words):
         found = difflib.get_close_matches(unknown if candidates is not words else word, candidates, n=1, cutoff=0.75)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 
 from ups.config.data import DataSettings
-from ups.config.kinds import Files
+from ups.data.named import SEARCHED, expand, of_tasks
 from ups.data.pdebench import possible_tasks, predicted_by
 from ups.data.problems import BadDataError, DataProblem, bad, raise_if_any
 from ups.physics.equations import get_equation
@@ -48,34 +47,14 @@ def find_files(data: DataSettings) -> dict[str, TaskFiles]:
     root = Path(data.root)
     if data.split.by_files:
         chosen = {"train": data.split.train_files, "valid": data.split.valid_files, "test": data.split.test_files}
-        named = {split: _of_tasks(data, files) for split, files in chosen.items() if files is not None}
+        named = {split: of_tasks(data, files) for split, files in chosen.items() if files is not None}
         return {
-            task: TaskFiles(by_split=tuple((split, _expand(root, of[task])) for split, of in named.items()))
+            task: TaskFiles(by_split=tuple((split, expand(root, of[task])) for split, of in named.items()))
             for task in data.task
         }
     if data.files is not None:
-        return {task: TaskFiles(_expand(root, names)) for task, names in _of_tasks(data, data.files).items()}
+        return {task: TaskFiles(expand(root, names)) for task, names in of_tasks(data, data.files).items()}
     return {task: TaskFiles(paths) for task, paths in _search(root, data.task).items()}
-
-
-def _of_tasks(data: DataSettings, files: Files) -> Mapping[str, tuple[str, ...]]:
-    return files if isinstance(files, Mapping) else {data.task[0]: files}
-
-
-def _expand(root: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
-    paths: list[Path] = []
-    for name in names:
-        if not any(sign in name for sign in "*?["):
-            if not (root / name).exists() and Path(name).is_relative_to(root) and Path(name).exists():
-                inside = Path(name).relative_to(root)
-                raise bad(root / name, "no such file", f"names are relative to data.root, {root}: write {inside}")
-            paths.append(root / name)
-            continue
-        found = sorted(root.glob(name))
-        if not found:
-            raise bad(root / name, "no file matches", "check data.root and data.files")
-        paths += found
-    return tuple(dict.fromkeys(paths))
 
 
 def is_prediction(path: Path) -> bool:
@@ -89,12 +68,11 @@ def is_prediction(path: Path) -> bool:
 
 def _search(root: Path, tasks: tuple[str, ...]) -> dict[str, tuple[Path, ...]]:
     """Every HDF5 file of the folder whose task is one of those asked for; predictions are no data."""
-    remedy = "set data.root and data.files, or make data with `ups data make`"
     if not root.is_dir():
-        raise bad(root, "no such folder", remedy)
+        raise bad(root, "no such folder", SEARCHED)
     paths = sorted(path for path in root.iterdir() if path.suffix in SUFFIXES and not is_prediction(path))
     if not paths:
-        raise bad(root, "holds no HDF5 file", remedy)
+        raise bad(root, "holds no HDF5 file", SEARCHED)
     found: dict[str, list[Path]] = {task: [] for task in tasks}
     problems: list[DataProblem] = []
     for path in paths:
@@ -109,6 +87,6 @@ def _search(root: Path, tasks: tuple[str, ...]) -> dict[str, tuple[Path, ...]]:
         elif wanted:
             what = f"cannot tell its task (could be: {', '.join(possible)})"
             problems.append(DataProblem(str(path), what, "", "name the files of each task in data.files"))
-    problems += [DataProblem(str(root), f"holds no file of {task}", "", remedy) for task in tasks if not found[task]]
+    problems += [DataProblem(str(root), f"holds no file of {task}", "", SEARCHED) for task in tasks if not found[task]]
     raise_if_any(problems)
     return {task: tuple(paths) for task, paths in found.items()}

@@ -22,6 +22,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ups.errors import UpsError, UsageError
+from ups.files import write_remedy
 from ups.physics.description import Equation
 from ups.physics.equations import get_equation
 from ups.physics.solvers import one_thread, solve, solver_of
@@ -106,7 +107,7 @@ def generate(
             os.replace(partial, out)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else "writing failed"
-        raise UpsError(f"{out} cannot be written ({reason}); choose another place, or make space") from error
+        raise UpsError(f"{out} cannot be written ({reason}); {write_remedy(error)}") from error
 
 
 def _require_space(out: Path, needed: int) -> None:

@@ -9,6 +9,7 @@ wrote itself, and whoever reads an older file keeps it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -286,7 +287,8 @@ def _explained(path: Path, action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        space = "make space, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise UpsError(
-            f"the latent cache {path} cannot be {action}: {error.strerror}; make space or give another "
+            f"the latent cache {path} cannot be {action}: {error.strerror}; {space}give another "
             "training.latent_cache_dir, or null to train without"
         ) from error

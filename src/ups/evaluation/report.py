@@ -23,7 +23,7 @@ from ups.evaluation.readings import EnsembleView
 from ups.evaluation.scores import SCHEMA_VERSION
 from ups.evaluation.showcase import Showcase
 from ups.evaluation.summary import Scores, number, plain, span, with_unit
-from ups.files import write_whole
+from ups.files import require_writable, write_whole
 from ups.health import findings_of, score_of, validations
 
 
@@ -79,6 +79,7 @@ def write_report(run_dir: Path) -> Path:
     if not (run_dir / "config.yaml").is_file():
         raise UsageError(f"{run_dir} is no run's folder: it has no config.yaml; give the folder that 'ups run' printed")
     target = run_dir / "report.html"
+    require_writable(target)
     write_whole(target, render(Run(run_dir)))
     return target
 

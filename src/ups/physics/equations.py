@@ -1,19 +1,18 @@
 """Every equation that is known, by name.
 
-A new one is a description in a module of its family, an entry here, and a test of its solver's order.
+A new one is a description in a module of its family, an entry here, its name in `names`, and a test of its
+solver's order.
 """
 
 from __future__ import annotations
 
-import difflib
-
-from ups.errors import UsageError
 from ups.physics.advection import ADVECTION1D
 from ups.physics.burgers import BURGERS1D
 from ups.physics.darcy import DARCY2D
 from ups.physics.description import Equation, Field, Parameter
 from ups.physics.kolmogorov import KOLMOGOROV2D
 from ups.physics.kuramoto_sivashinsky import KURAMOTO_SIVASHINSKY1D
+from ups.physics.names import require_equation
 from ups.physics.reaction_diffusion import REACTION_DIFFUSION1D, REACTION_DIFFUSION2D
 from ups.physics.shallow_water import SHALLOW_WATER2D
 
@@ -40,8 +39,5 @@ def get_equation(name: str) -> Equation:
     Raises:
         UsageError: there is none of that name; the message names the nearest.
     """
-    if name in EQUATIONS:
-        return EQUATIONS[name]
-    nearest = difflib.get_close_matches(name, EQUATIONS, n=1)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(EQUATIONS)}"
-    raise UsageError(f"no equation is called {name!r}; {hint}")
+    require_equation(name)
+    return EQUATIONS[name]

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import ups
-from ups.errors import CheckpointError, UsageError
+from ups.errors import CheckpointError
 from ups.files import write_whole
 from ups.hub import MODEL_FILES, require_repository, upload
+from ups.pipeline.before import require_run
 from ups.pipeline.promote import GATES, file_hash, model_hash, read_decision
 from ups.pipeline.records import StepRecords
 
@@ -36,8 +37,7 @@ def push_run(run: Path, repository: str, *, private: bool) -> str:
         UpsError: the run's records or its verdict are damaged, or the upload failed.
     """
     require_repository(repository)
-    if not (run / "config.yaml").is_file():
-        raise UsageError(f"{run} is no run's folder: it has no config.yaml; give the folder that 'ups run' printed")
+    require_run(run)
     with tempfile.TemporaryDirectory() as folder:
         stage_run(run, Path(folder), repository)
         message = f"ups {ups.__version__}: {run.resolve().name}"

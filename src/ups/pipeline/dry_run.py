@@ -16,9 +16,10 @@ from ups.data.latents import free_memory
 from ups.errors import UpsError
 from ups.models.baselines import make_baseline
 from ups.pipeline.baselines import PREDICTING
+from ups.pipeline.before import STAGES
 from ups.pipeline.check_report import duration
 from ups.pipeline.plan import make_loader
-from ups.pipeline.train import STAGES, stages_of
+from ups.pipeline.train import stages_of
 from ups.pipeline.workspace import Workspace
 from ups.training.loop import LoopSettings, Objective
 from ups.training.memory import peak_memory

@@ -14,12 +14,13 @@ from ups.config.load import load_settings
 from ups.data.pdebench import open_trajectories
 from ups.data.split import load_files
 from ups.data.trajectories import TrajectorySet
-from ups.errors import DataError, UsageError
+from ups.errors import DataError
 from ups.evaluation.evaluate import Protocol, evaluate
 from ups.files import require_files
 from ups.models.baselines import make_baseline
 from ups.models.emulator import TaskSpec
 from ups.models.store import load_model
+from ups.pipeline.before import require_run
 from ups.pipeline.judge import Row, score_table
 from ups.pipeline.records import digest, write_json
 from ups.pipeline.workspace import Workspace
@@ -32,10 +33,7 @@ def open_run(run: Path, progress: Progress) -> Workspace:
     Raises:
         UsageError: the folder is no run.
     """
-    config = run / "config.yaml"
-    if not config.is_file():
-        raise UsageError(f"{run} is no run's folder: it has no config.yaml; give the folder that 'ups run' printed")
-    workspace = Workspace(load_settings(config), progress)
+    workspace = Workspace(load_settings(require_run(run)), progress)
     workspace.run_dir = run
     return workspace
 

@@ -12,18 +12,26 @@ from torch import Tensor
 
 from ups.data.pdebench import PREDICTED_BY, TrajectoryFile, open_trajectories
 from ups.errors import UpsError, UsageError
-from ups.files import require_files, write_whole
+from ups.files import write_whole
 from ups.models.emulator import TaskSpec
 from ups.models.surrogate import Surrogate, load
 from ups.physics.equations import get_equation
+from ups.pipeline.before import require_rollout
 from ups.pipeline.evaluate import open_run
-from ups.runtime import SilentProgress
+from ups.runtime import Progress, SilentProgress
 
 BATCH = 32
 
 
 def rollout_file(
-    run: Path, source: Path, steps: int, out: Path, points: Path | None, members: int | None = None, seed: int = 0
+    run: Path,
+    source: Path,
+    steps: int,
+    out: Path,
+    points: Path | None,
+    members: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> None:
     """Rolls the model of `run` out from the first frames of every trajectory of `source`, and writes `out`.
 
@@ -34,23 +42,23 @@ def rollout_file(
     With `members`, these are the means of ensembles, and the members' predicted frames stand beside them in `members`:
     (member, trajectory, time, field, *grid) or (member, trajectory, time, field, point).
 
+    Args:
+        progress: told after every batch of trajectories.
+
     Raises:
         UsageError: there is no such run or file, `out` exists, or what is asked for is nothing that the model does.
         UpsError: the file does not fit the model, or `out` cannot be written.
     """
-    if out.exists():
-        raise UsageError(f"{out} exists; name another file with --out, or remove it")
-    if not out.parent.is_dir():
-        raise UsageError(f"{out.parent} is not a folder; make it first, or name another with --out")
+    require_rollout(run, source, out, points)
     where = None if points is None else read_points(points)
     mode = open_run(run, SilentProgress()).settings.evaluation.rollout_mode
-    require_files(source)
-    surrogate = load(run)
+    surrogate, progress = load(run), progress or SilentProgress()
     only = surrogate.tasks[0] if len(surrogate.tasks) == 1 else None
     with open_trajectories(source, only, min_frames=1, predictions=True) as file:
         spec = matching_spec(surrogate, file)
         predictions, context = [], file.read(np.arange(file.num_trajectories), 0, spec.context)
         together = max(1, BATCH // (members or 1))
+        progress.start("roll out", float(file.num_trajectories), "trajectories")
         for first in range(0, file.num_trajectories, together):
             part = slice(first, first + together)
             params = {name: file.params[part, column].tolist() for column, name in enumerate(spec.param_names)}
@@ -67,6 +75,8 @@ def rollout_file(
                     extrapolate=True,  # a file's parameters are what they are
                 ).cpu()
             )
+            progress.update(float(min(first + together, file.num_trajectories)))
+        progress.finish(f"{steps} step{'s' if steps > 1 else ''}{f', {members} members' if members else ''}")
         times = float(file.times[0]) + spec.dt * np.arange(spec.context + steps)
         parameters = {p.keys[0]: file.params[:, i] for i, p in enumerate(get_equation(spec.name).parameters)}
         axes = file.grid.axes
@@ -110,9 +120,13 @@ def matching_spec(surrogate: Surrogate, file: TrajectoryFile) -> TaskSpec:
     """The task of the model that a file belongs to.
 
     Raises:
-        UpsError: the model was not trained on the file's task, or with another time step.
+        UpsError: the model was not trained on the file's task, or on another grid or time step.
     """
     spec = surrogate.spec(file.task)
+    if not surrogate.emulator.takes_grid(tuple(file.grid.shape), spec):
+        found, wanted = (" x ".join(map(str, shape)) for shape in (file.grid.shape, spec.lattice))
+        advice = surrogate.emulator.grid_advice(spec)
+        raise UpsError(f"{file.path}: its grid is {found}, but the model was trained on {wanted}; {advice}")
     spacing = tuple(file.grid.spacing)
     if tuple(file.grid.shape) == spec.lattice and not np.allclose(spacing, spec.spacing, rtol=1e-3):
         raise UpsError(f"{file.path}: its cells are {spacing} wide, but the model was trained on {spec.spacing}")

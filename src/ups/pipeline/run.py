@@ -12,10 +12,11 @@ from pathlib import Path
 
 from ups.config.load import resolved
 from ups.config.schema import Settings, StageName
-from ups.errors import UpsError, UsageError
+from ups.errors import UpsError
 from ups.health import score_of
 from ups.models.emulator import Emulator
 from ups.pipeline.baselines import train_baseline
+from ups.pipeline.before import STAGES, STEPS, require_possible
 from ups.pipeline.check_report import CheckReport
 from ups.pipeline.checks import ChecksFailed, check_everything
 from ups.pipeline.finished import RunOutcome, changed_since, remember
@@ -24,12 +25,10 @@ from ups.pipeline.promote import decide, leaderboard_of
 from ups.pipeline.records import digest
 from ups.pipeline.threads import settle_threads
 from ups.pipeline.tracking import publish
-from ups.pipeline.train import STAGES, require_stage, train_stages
+from ups.pipeline.train import require_stage, train_stages
 from ups.pipeline.workspace import Workspace
 from ups.runtime import Progress
 from ups.timing import Timings
-
-STEPS = ("data", "check", *STAGES, "baselines", "evaluate", "gates", "report")
 
 
 def run_pipeline(
@@ -107,11 +106,7 @@ def train_pipeline(settings: Settings, *, progress: Progress, stage: StageName |
         UsageError: the stage has no budget, or is none of the tasks'.
         UpsError: as `run_pipeline`.
     """
-    if stage is not None and settings.stage(stage).skipped:
-        raise UsageError(
-            f"stages.{stage}.epochs is 0: there is nothing to train; give the stage a budget, such as "
-            f"stages.{stage}.seconds=60"
-        )
+    require_possible(settings, stage=stage)
     require_stage(settings, stage)
     workspace = prepare(settings, progress)
     train_stages(workspace, stage)
@@ -156,9 +151,7 @@ def prepare(
     timings: Timings | None = None,
 ) -> Workspace:
     """The workspace of a run whose data is there and passed its checks."""
-    unknown = [step for step in force if step not in STEPS]
-    if unknown:
-        raise UsageError(f"--force {unknown[0]}: the steps are {', '.join(STEPS)}")
+    require_possible(settings, force=force)
     workspace = open_workspace(settings, progress, timings)
     before = workspace.run_dir.exists()
     workspace.open()

@@ -25,6 +25,7 @@ from ups.models.simulator import Simulator
 from ups.models.step import StepEmulator
 from ups.models.store import adopt, load_weights, save_model
 from ups.physics.equations import get_equation
+from ups.pipeline.before import STAGES
 from ups.pipeline.plan import Plan, model_settings, run_plan
 from ups.pipeline.records import digest
 from ups.pipeline.workspace import Workspace
@@ -37,7 +38,6 @@ from ups.training.prior import calibrate as calibrate_prior
 from ups.training.schedule import Budget
 from ups.training.stages import build_augments, build_objective
 
-STAGES: tuple[StageName, ...] = ("codec", "operator", "diff_residual", "consistency_distill", "steady_prior")
 CODEC_IS_EXACT = 1e-5  # validation nrmse of a codec below which there is nothing to train
 SCALE_BATCHES = 64  # batches that the size of the operator's error is taken of
 # Members, trajectories and sampler steps of the ensembles by which the diffusion's weights are chosen, and its spread:

@@ -1,0 +1,63 @@
+"""The files that settings name, and whether they are there: told without opening any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ups.config.data import DataSettings
+from ups.config.kinds import Files
+from ups.data.problems import BadDataError, DataProblem, bad
+
+SEARCHED = "set data.root and data.files, or make data with `ups data make`"
+"""What to do where a folder that is searched for data has none."""
+
+
+def of_tasks(data: DataSettings, files: Files) -> Mapping[str, tuple[str, ...]]:
+    """The names of each task's files."""
+    return files if isinstance(files, Mapping) else {data.task[0]: files}
+
+
+def expand(root: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
+    """The paths of names relative to `root`, which may hold `*`, `?` or `[...]`.
+
+    Raises:
+        DataError: nothing matches a pattern, or a name begins with `root` itself.
+    """
+    paths: list[Path] = []
+    for name in names:
+        if not any(sign in name for sign in "*?["):
+            if not (root / name).exists() and Path(name).is_relative_to(root) and Path(name).exists():
+                inside = Path(name).relative_to(root)
+                raise bad(root / name, "no such file", f"names are relative to data.root, {root}: write {inside}")
+            paths.append(root / name)
+            continue
+        found = sorted(root.glob(name))
+        if not found:
+            raise bad(root / name, "no file matches", "check data.root and data.files")
+        paths += found
+    return tuple(dict.fromkeys(paths))
+
+
+def missing_files(data: DataSettings) -> list[DataProblem]:
+    """What the settings name and is not there: files, patterns without a match, or the folder that is searched.
+
+    Files that are made where they are absent (`data.generate`) are not missing.
+    """
+    if data.generate is not None:
+        return []
+    root, split = Path(data.root), data.split
+    given = (data.files, split.train_files, split.valid_files, split.test_files)
+    names = [name for files in given if files is not None for of in of_tasks(data, files).values() for name in of]
+    if not names and not root.is_dir():
+        return [DataProblem(str(root), "no such folder", "", SEARCHED)]
+    problems: list[DataProblem] = []
+    for name in dict.fromkeys(names):
+        try:
+            paths = expand(root, (name,))
+        except BadDataError as error:
+            problems += error.problems
+            continue
+        remedy = f"check its name; names are relative to data.root, {root}"
+        problems += [DataProblem(str(path), "no such file", "", remedy) for path in paths if not path.exists()]
+    return problems

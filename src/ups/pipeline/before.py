@@ -1,0 +1,87 @@
+"""What can be known to be wrong before any work: names, paths and budgets, told without PyTorch and so at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ups.config.schema import Settings, StageName
+from ups.data.named import missing_files
+from ups.errors import UsageError
+from ups.files import require_files, unwritable
+from ups.physics.names import require_equation
+
+STAGES: tuple[StageName, ...] = ("codec", "operator", "diff_residual", "consistency_distill", "steady_prior")
+STEPS = ("data", "check", *STAGES, "baselines", "evaluate", "gates", "report")
+
+
+def require_possible(settings: Settings, *, force: tuple[str, ...] = (), stage: StageName | None = None) -> None:
+    """Refuses a run that has nothing to begin with.
+
+    Args:
+        force: steps to do again.
+        stage: the one stage to train; None is all.
+
+    Raises:
+        UsageError: no equation of a task's name, no step of a name in `force`, a `stage` without a budget, or data
+            files that are named and not there; of these, all are listed.
+    """
+    require_equations(settings)
+    unknown = [step for step in force if step not in STEPS]
+    if unknown:
+        raise UsageError(f"--force {unknown[0]}: the steps are {', '.join(STEPS)}")
+    if stage is not None and settings.stage(stage).skipped:
+        raise UsageError(
+            f"stages.{stage}.epochs is 0: there is nothing to train; give the stage a budget, such as "
+            f"stages.{stage}.seconds=60"
+        )
+    missing = missing_files(settings.data)
+    if missing:
+        raise UsageError("\n".join(map(str, missing)))
+
+
+def require_equations(settings: Settings) -> None:
+    """Refuses tasks that there are no equations of.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    for task in settings.data.task:
+        require_equation(task)
+
+
+def require_run(run: Path) -> Path:
+    """The settings' file of a run that exists.
+
+    Raises:
+        UsageError: the folder is no run.
+    """
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise UsageError(f"{run} is no run's folder: it has no config.yaml; give the folder that 'ups run' printed")
+    return config
+
+
+def require_output(path: Path) -> None:
+    """Refuses a file to write that could not be written.
+
+    Raises:
+        UsageError: it is a folder, or its place refuses.
+    """
+    why = unwritable(path)
+    if why is not None:
+        raise UsageError(why)
+
+
+def require_rollout(run: Path, source: Path, out: Path, points: Path | None) -> None:
+    """Refuses a roll-out from what is not there, or to where it cannot be written.
+
+    Raises:
+        UsageError: `run` is no run, `source` or `points` no file, or `out` exists or cannot be written.
+    """
+    require_run(run)
+    require_files(source, *([] if points is None else [points]))
+    if out.exists():
+        raise UsageError(f"{out} exists; name another file with --out, or remove it")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent} is not a folder; make it first, or name another with --out")
+    require_output(out)
