@@ -41,6 +41,7 @@ def test_a_folder_that_is_no_run_is_wrong_usage(cli: Ups, tmp_path: Path, comman
         ["run", "settings.yaml", "task=darcy2d", "evaluation.baselines=[linear]"],
         ["run", "settings.yaml", "stages.operator.seconds=0"],
         ["run", "settings.yaml", "--force", "trainn"],
+        ["check", "settings.yaml", "operator.form=flux_open"],
         ["run", "settings.yaml", "data.files=none.h5"],
         ["run", "settings.yaml", "data.files=[none*.h5]"],
         ["train", "settings.yaml", "data.files=none.h5"],

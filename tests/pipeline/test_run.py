@@ -226,11 +226,26 @@ def test_generated_data_of_other_settings_is_refused(tmp_path: Path) -> None:
         train(config, "data.generate.seed=2")
 
 
-def test_parameters_that_vary_are_written_with_a_roll_out(tmp_path: Path) -> None:
+class Told(SilentProgress):
+    """Keeps how far the work was."""
+
+    def __init__(self) -> None:
+        self.updates: list[float] = []
+
+    def update(self, done: float, note: str = "") -> None:
+        self.updates.append(done)
+
+
+def test_parameters_that_vary_are_written_with_a_roll_out_which_tells_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nus = np.linspace(0.01, 0.05, 12)
     write_task(tmp_path / "b.hdf5", "burgers1d", num=12, frames=8, resolution=32, Nu=nus)
     folder = train(write_config(tmp_path, "burgers1d", ["b.hdf5"])).run_dir
-    rollout_file(folder, tmp_path / "b.hdf5", 2, tmp_path / "out.hdf5", None)
+    monkeypatch.setattr("ups.pipeline.rollout.BATCH", 5)
+    told = Told()
+    rollout_file(folder, tmp_path / "b.hdf5", 2, tmp_path / "out.hdf5", None, progress=told)
+    assert told.updates == [5, 10, 12]
     with h5py.File(tmp_path / "out.hdf5") as file:
         np.testing.assert_allclose(file.attrs["Nu"], nus, rtol=1e-6)
 
@@ -409,6 +424,8 @@ def test_what_does_not_fit_a_finished_run_is_refused(burgers: Path, tmp_path: Pa
     write_task(tmp_path / "fine.hdf5", "burgers1d", num=3, frames=8, resolution=64, nu=0.01)
     with pytest.raises(DataError, match="grid is 64"):
         evaluate_run(folder, [tmp_path / "fine.hdf5"], "test", SilentProgress())
+    with pytest.raises(UpsError, match=r"fine\.hdf5: its grid is 64, but the model was trained on 32; subsample"):
+        rollout_file(folder, tmp_path / "fine.hdf5", 2, tmp_path / "out.h5", None)
     write_task(tmp_path / "adv.hdf5", "advection1d", num=3, frames=8, resolution=32, beta=0.4)
     with pytest.raises(UpsError, match=r"adv\.hdf5"):
         evaluate_run(folder, [tmp_path / "adv.hdf5"], "test", SilentProgress())

@@ -82,7 +82,8 @@ class OperatorSettings(Group):
     base: Literal["linear", "persistence"] = "linear"
     """What the learned rest is added to: the best linear propagator of the training data, or the last frame."""
     form: Literal["auto", "flux", "flux_open", "flux_source", "increment"] = "auto"
-    """How the rest is read: `auto` takes the equation's own; a flux between cells keeps the integral of a field."""
+    """How the rest is read: `auto` takes the equation's own; a flux between cells keeps the integral of a field.
+    `flux` where an integral is not kept, and `flux_open` without open walls, are refused."""
     moving_frame: bool = True
     """Take the mean velocity out of every step where the equation is Galilean-invariant."""
     pdet: PdetSettings = PdetSettings()

@@ -29,6 +29,7 @@ from ups.pipeline.train import require_stage, train_stages
 from ups.pipeline.workspace import Workspace
 from ups.runtime import Progress
 from ups.timing import Timings
+from ups.training.builders import require_form
 
 
 def run_pipeline(
@@ -135,10 +136,12 @@ def open_workspace(settings: Settings, progress: Progress, timings: Timings | No
     """The workspace of settings that fit their tasks; nothing is written.
 
     Raises:
-        UsageError: there is no such task, or a stage or a baseline is asked for that the tasks have not.
+        UsageError: there is no such task, or a stage or a baseline is asked for that the tasks have not, or a
+            form of the step that an equation has not.
     """
     workspace = Workspace(settings, progress, timings)
     _ = workspace.steady
+    require_form(settings)
     return workspace
 
 

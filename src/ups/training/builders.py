@@ -8,11 +8,12 @@ from ups.config.schema import Settings
 from ups.data.normalize import FieldStatistics
 from ups.data.trajectories import TrajectorySet
 from ups.data.walls import first_cells
-from ups.errors import UpsError
+from ups.errors import UpsError, UsageError
 from ups.models.diffusion import DiffusionArchitecture
 from ups.models.emulator import TaskSpec
 from ups.models.prior import PriorArchitecture, SteadyPrior
 from ups.models.simulator import Architecture, Simulator
+from ups.physics.equations import get_equation
 from ups.runtime import seed_everything
 
 LARGEST_PATCH = {1: 8, 2: 4, 3: 2}  # lattice cells per token and axis, by dimension (bench/results/ablations.md)
@@ -98,6 +99,31 @@ def choose_depths(wanted: int | tuple[int, ...], architecture: str) -> tuple[int
     if isinstance(wanted, tuple):
         return wanted
     return (wanted, wanted) if architecture == "pdet_unet" else (wanted,)
+
+
+def require_form(settings: Settings) -> None:
+    """Refuses a form of the step (`operator.form`) by which the fields of an equation cannot change as they do.
+
+    Raises:
+        UsageError: `flux` where the integral of a field is not kept; `flux_open` where there are no walls, or sources
+            everywhere.
+    """
+    form = settings.operator.form
+    for equation in map(get_equation, settings.data.task):
+        if equation.steady or form in ("auto", "increment", "flux_source", equation.form):
+            continue
+        lost = ", ".join(field.name for field in equation.fields if not field.conserved)
+        if form == "flux" and lost:
+            why = f"keeps the integral of every field, but {equation.name} does not keep that of {lost}"
+        elif form == "flux_open" and equation.boundary == "periodic":
+            why = f"lets fluxes pass through walls, but {equation.name} is periodic and has none"
+        elif form == "flux_open":
+            why = f"changes fields between the walls by fluxes alone, but {equation.name} has sources there"
+        else:
+            continue
+        raise UsageError(
+            f"operator.form is {form}, which {why}; give auto ({equation.form} for {equation.name}), or increment"
+        )
 
 
 def build_simulator(settings: Settings, specs: Mapping[str, TaskSpec]) -> Simulator:
