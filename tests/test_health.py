@@ -145,3 +145,27 @@ def test_a_log_that_is_being_written_is_read_up_to_its_last_whole_line(tmp_path:
     assert len(read_log(path)) == 1
     with pytest.raises(UpsError, match="cannot be read: No such file"):
         read_log(tmp_path / "none.jsonl")
+
+
+def drawn(*scores: float | None, alone: float) -> list[dict[str, Any]]:
+    """The validations of a residual diffusion beside an operator; None is what the log has for no number."""
+    records = log(len(scores), valid=False, stage="diff_residual")
+    for record, score in zip(records, scores, strict=True):
+        record |= {"valid_crps": score, "operator_crps": alone}
+    return records
+
+
+def test_ensembles_that_are_no_better_than_the_operator_alone_are_told() -> None:
+    assert found(drawn(0.5, 0.2, alone=0.21), "ensemble") is None
+    finding = found(drawn(0.5, None, 0.2, None, alone=0.2), "ensemble")
+    assert finding is not None
+    assert finding.severity == "warning"
+    assert "crps 0.2" in finding.what
+    assert "2 of 4 diverged" in finding.what
+    assert "stages.diff_residual more seconds" in finding.remedy
+
+
+def test_ensembles_that_all_diverged_are_told() -> None:
+    finding = found(drawn(None, None, alone=0.2), "ensemble")
+    assert finding is not None
+    assert finding.what == "every validation ensemble diverged"

@@ -42,7 +42,7 @@ class Finding:
     """One thing that the log says about a stage.
 
     Args:
-        kind: `gradients`, `spikes`, `plateau`, `overfitting`, `not finite` or `data`.
+        kind: `gradients`, `spikes`, `plateau`, `overfitting`, `not finite`, `data` or `ensemble`.
         remedy: what to do about it; empty where there is nothing to do.
     """
 
@@ -257,8 +257,28 @@ def judge_data(stage: str, records: Sequence[Record]) -> Finding | None:
     )  # fmt: skip
 
 
+def judge_ensemble(stage: str, records: Sequence[Record]) -> Finding | None:
+    """Validation ensembles that are no better than the operator alone, whose CRPS is its absolute error."""
+    alone = series(records, "operator_crps")
+    if not alone:
+        return None
+    scores, name = [score for _, score in validations(records)], f"valid_{score_of(stage)}"
+    best, diverged = min(scores, default=math.inf), sum(name in record for record in records) - len(scores)
+    if best < alone[-1]:
+        return None
+    what = "every validation ensemble diverged"
+    if scores:
+        what = f"the best validation ensemble (crps {best:.3g}) is no better than the operator alone ({alone[-1]:.3g})"
+        what += f", and {diverged} of {diverged + len(scores)} diverged" if diverged else ""
+    return Finding(
+        stage, "ensemble", "warning", what,
+        f"give stages.{stage} more seconds, or epochs: 0, which predicts without members; where it diverges, lower "
+        f"stages.{stage}.optimizer.lr",
+    )  # fmt: skip
+
+
 CHECKS: tuple[Callable[[str, Sequence[Record]], Finding | None], ...] = (
-    *(judge_skipped, judge_gradients, judge_spikes, judge_overfitting, judge_plateau, judge_data),
+    *(judge_skipped, judge_gradients, judge_spikes, judge_overfitting, judge_plateau, judge_data, judge_ensemble),
 )
 
 

@@ -60,6 +60,10 @@ def test_the_report_holds_the_figures_of_data_dry_run_memory_and_disk(burgers: P
     assert (trainings["diff_residual"]["steps"], trainings["diff_residual"]["seconds"]) == (None, 7)
     assert trainings["baseline fno"]["seconds"] == pytest.approx(operator["seconds"]), "as long as what it is beside"
     assert found["training_seconds"] == pytest.approx(sum(one["seconds"] for one in found["dry_run"]))
+    beside = {name: one["validation_seconds"] for name, one in trainings.items()}
+    assert [name for name, seconds in beside.items() if seconds is not None] == ["diff_residual", "consistency_distill"]
+    assert beside["diff_residual"] > 0
+    assert found["validation_seconds"] == pytest.approx(beside["diff_residual"] + beside["consistency_distill"])
     assert found["memory"]["needed_bytes"] == max(one["memory_bytes"] for one in found["dry_run"])
     assert found["memory"]["available_bytes"] > found["memory"]["needed_bytes"]
     assert found["folder"]["writable"] is True

@@ -19,11 +19,15 @@ from tests.pipeline.test_run import run, train, write_config
 import ups
 from ups.config.load import load_settings
 from ups.errors import SettingsError, UpsError
+from ups.health import Finding
 from ups.models.simulator import Simulator
 from ups.models.store import load_model
+from ups.pipeline.effort import EnsembleSize
+from ups.pipeline.ensembles import ensemble_error, operator_error
 from ups.pipeline.rollout import rollout_file
-from ups.pipeline.run import train_pipeline
+from ups.pipeline.run import open_workspace, train_pipeline
 from ups.runtime import SilentProgress
+from ups.training.builders import add_corrector
 
 STAGES = {
     "codec": {"epochs": 1},
@@ -61,8 +65,12 @@ def test_the_whole_stack_leaves_an_ensemble_behind(burgers: Path) -> None:
     assert model.corrector.student is not None
     flows = [list(part.parameters()) for part in (model.corrector.denoiser.flow, model.corrector.student)]
     assert any(not torch.equal(a, b) for a, b in zip(*flows, strict=True))  # the student was trained, and not in place
-    stages = {json.loads(line)["stage"] for line in (folder / "log.jsonl").read_text().splitlines()}
-    assert stages >= {"operator", "diff_residual", "consistency_distill"}
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert {record["stage"] for record in records} >= {"operator", "diff_residual", "consistency_distill"}
+    scored = [record for record in records if "valid_crps" in record]
+    assert len(scored) == 3, "few steps are validated seldom"
+    assert len({record["operator_crps"] for record in scored}) == 1
+    assert set(outcome.timings.parts) >= {"diff_residual: calibrate", "consistency_distill: calibrate"}
     assert "Uncertainty" in (folder / "report.html").read_text()
 
     weights, log = (folder / "model" / "weights.safetensors").read_bytes(), (folder / "log.jsonl").read_text()
@@ -81,6 +89,28 @@ def test_the_whole_stack_leaves_an_ensemble_behind(burgers: Path) -> None:
     u0 = torch.randn(2, 1, 32)
     assert sim.rollout(u0, steps=3, members=4).shape == (4, 2, 3, 1, 32)
     assert sim.rollout(u0, steps=3).shape == (2, 3, 1, 32)
+
+
+def test_the_error_of_the_operator_is_that_of_members_without_spread(burgers: Path) -> None:
+    settings = load_settings(burgers)
+    workspace, size = open_workspace(settings, SilentProgress()), EnsembleSize(2, 4, 5, 2)
+    model = workspace.new_simulator().eval()
+    add_corrector(settings, model)
+    assert model.corrector is not None
+    for scale in model.corrector.scales.values():
+        scale.residual.zero_()
+    alone, ensemble = (score(workspace, model, size) for score in (operator_error, ensemble_error))
+    assert alone > 1e-3
+    assert alone == pytest.approx(ensemble, rel=1e-4)
+
+
+def test_a_run_ends_by_telling_that_its_ensembles_are_poor(burgers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poor = Finding("diff_residual", "ensemble", "warning", "no better than the operator alone", "more seconds")
+    usual = Finding("operator", "data", "warning", "time is spent waiting", "more workers")
+    monkeypatch.setattr("ups.pipeline.run.findings_of", lambda folder: [usual, poor])
+    outcome = run(burgers, "stages.diff_residual.epochs=0", "stages.consistency_distill.epochs=0")
+    assert "diff_residual: no better than the operator alone; more seconds" in outcome.messages
+    assert not any("waiting" in message for message in outcome.messages)
 
 
 def test_without_the_stage_there_is_no_ensemble(burgers: Path) -> None:

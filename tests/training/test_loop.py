@@ -115,6 +115,14 @@ def test_automatic_validation_is_per_epoch_or_per_twentieth(tmp_path: Path, budg
     assert len(calls) == expected
 
 
+@pytest.mark.parametrize("budget", [Budget("epochs", 3), Budget("steps", 40)])
+def test_automatic_validations_may_be_counted_instead(tmp_path: Path, budget: Budget) -> None:
+    calls: list[int] = []
+    several = {"validate_every": "auto", "auto_validations": 7}
+    train(tmp_path, ToyObjective(), budget=budget, validate=lambda: calls.append(1) or 1.0, **several)
+    assert len(calls) == 7
+
+
 def test_patience_ends_training_and_the_end_is_saved(tmp_path: Path) -> None:
     scores = iter([1.0, 2.0, float("nan"), 0.0])
     outcome = train(tmp_path, ToyObjective(), steps=100, validate=scores.__next__, patience=2)

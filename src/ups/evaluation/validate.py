@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import fmean
 
 import torch
+from torch import Tensor
 
 from ups.data.trajectories import TrajectorySet
-from ups.evaluation.metrics import mean_square, nrmse, over_size
+from ups.evaluation.metrics import mean_square, nrmse, over_size, relative_absolute_error
 from ups.evaluation.rollout import reconstruct, rollout_ensembles, rollout_trajectories
 from ups.evaluation.uncertainty import fair_crps
 from ups.models.emulator import Emulator
@@ -33,6 +34,32 @@ def validation_nrmse(
         steps: frames to predict; None goes to the end of each trajectory.
         mode: `latent` or `physical`.
     """
+    return _validation(nrmse, emulator, sets, max_samples, steps, mode, device)
+
+
+def validation_absolute_error(
+    emulator: Emulator,
+    sets: Mapping[str, TrajectorySet],
+    *,
+    max_samples: int | None,
+    steps: int | None,
+    mode: str,
+    device: torch.device,
+) -> float:
+    """As `validation_nrmse`, of the absolute error over the truth's size: the CRPS of an ensemble without spread."""
+    return _validation(relative_absolute_error, emulator, sets, max_samples, steps, mode, device)
+
+
+def _validation(
+    metric: Callable[[Tensor, Tensor], Tensor],
+    emulator: Emulator,
+    sets: Mapping[str, TrajectorySet],
+    max_samples: int | None,
+    steps: int | None,
+    mode: str,
+    device: torch.device,
+) -> float:
+    """Mean over tasks and their samples of (prediction, truth) -> a value of each sample."""
     scores = []
     for trajectories in sets.values():
         batches = rollout_trajectories(
@@ -45,7 +72,7 @@ def validation_nrmse(
             batch_size=BATCH,
             device=device,
         )
-        scores.append(torch.cat([nrmse(batch.prediction, batch.truth) for batch in batches]).mean().item())
+        scores.append(torch.cat([metric(batch.prediction, batch.truth) for batch in batches]).mean().item())
     score = fmean(scores)
     return score if math.isfinite(score) else math.inf
 

@@ -121,6 +121,7 @@ class CheckReport:
         """What `ups check --json` prints; bytes and seconds, null where something is not known."""
         memory, folder = self.memory, self.folder
         known = [one.seconds for one in self.trainings if one.seconds is not None]
+        beside = [one.validation_seconds for one in self.trainings if one.validation_seconds is not None]
         whole = self.trainings and len(known) == len(self.trainings)
         return {
             "schema_version": SCHEMA,
@@ -140,6 +141,7 @@ class CheckReport:
                 "available_bytes": None if memory is None else memory.available,
             },
             "training_seconds": sum(known) if whole else None,
+            "validation_seconds": sum(beside) if whole else None,
         }
 
     def rows(self) -> list[Row]:
@@ -163,6 +165,7 @@ class CheckReport:
                 "ms a step": f"{1000 * one.step_seconds:.0f}",
                 "steps": "-" if one.steps is None else f"{one.steps:,}",
                 "time": "-" if one.seconds is None else duration(one.seconds),
+                "ensembles": "-" if one.validation_seconds is None else duration(one.validation_seconds),
                 "memory": _bytes(one.memory_bytes),
                 "checkpoint": _bytes(one.checkpoint_bytes),
             }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,9 +17,11 @@ from ups.models.baselines import make_baseline
 from ups.pipeline.baselines import PREDICTING
 from ups.pipeline.before import STAGES
 from ups.pipeline.check_report import duration
+from ups.pipeline.effort import Effort
 from ups.pipeline.plan import make_loader
 from ups.pipeline.train import stages_of
 from ups.pipeline.workspace import Workspace
+from ups.training.diffusion import DiffusionObjective, DistillObjective
 from ups.training.loop import LoopSettings, Objective
 from ups.training.memory import peak_memory
 from ups.training.objectives import CodecObjective
@@ -44,6 +45,8 @@ class Trial:
         step_seconds: of one optimizer step, all its batches.
         steps: of the whole budget; None where that is in seconds.
         seconds: of the whole budget, validations not counted; None where it depends on stages of other budgets.
+        validation_seconds: that a stage's ensembles take besides: its validations and its calibration; None for other
+            trainings.
         memory_bytes: that the process takes at most, estimated.
         checkpoint_bytes: of one checkpoint.
         model_bytes: of the model that is left.
@@ -55,6 +58,7 @@ class Trial:
     step_seconds: float
     steps: int | None
     seconds: float | None
+    validation_seconds: float | None
     memory_bytes: int
     checkpoint_bytes: int
     model_bytes: int
@@ -62,7 +66,10 @@ class Trial:
     def __str__(self) -> str:
         line = f"dry run {self.name}: {self.parameters:,} parameters, {1000 * self.step_seconds:.0f} ms a step"
         steps = "" if self.steps is None else f", {self.steps:,} steps"
-        return line + steps + ("" if self.seconds is None else f": about {duration(self.seconds)}")
+        line += steps + ("" if self.seconds is None else f": about {duration(self.seconds)}")
+        return (
+            line if self.validation_seconds is None else f"{line}, and {duration(self.validation_seconds)} of ensembles"
+        )
 
 
 def dry_run(workspace: Workspace) -> list[Trial]:
@@ -148,14 +155,16 @@ def _try_batch(
             f"{name}: the loss of the first batch is {loss.item()}; check the data's ranges, or lower training.lambda_*"
         )
     count, everything = _sizes(objective.module)
-    steps = 0 if _is_exact(objective) else _steps(budget, steps_per_epoch / loop.accum_steps)
+    steps = None if budget is None else budget.steps(steps_per_epoch / loop.accum_steps)
+    steps = 0 if _is_exact(objective) else steps
     return Trial(
         name=name,
         parameters=count,
         batch_size=batch_size,
         step_seconds=seconds,
         steps=steps,
-        seconds=_seconds(budget, steps, seconds),
+        seconds=(whole := _seconds(budget, steps, seconds)),
+        validation_seconds=_ensembles(workspace, objective, batch_size, whole, seconds),
         memory_bytes=before + IN_MEMORY * BYTES * count + held.bytes,
         checkpoint_bytes=BYTES * (everything + (IN_CHECKPOINT - 1) * count),
         model_bytes=BYTES * everything,
@@ -189,15 +198,18 @@ def _is_exact(objective: Objective) -> bool:
     return isinstance(objective, CodecObjective) and all(one.lossless for one in objective.simulator.codecs.values())
 
 
-def _steps(budget: Budget | None, steps_per_epoch: float) -> int | None:
-    """Optimizer steps of a budget; None where it is in seconds."""
-    if budget is None or budget.unit == "seconds":
-        return None
-    return math.ceil(budget.amount * (steps_per_epoch if budget.unit == "epochs" else 1))
-
-
 def _seconds(budget: Budget | None, steps: int | None, seconds: float) -> float | None:
     """Seconds of a budget, by those of a step."""
     if steps is not None:
         return steps * seconds
     return None if budget is None else float(budget.amount)
+
+
+def _ensembles(
+    workspace: Workspace, objective: Objective, batch_size: int, whole: float | None, step: float
+) -> float | None:
+    """Seconds of the ensembles beside a training of `whole` seconds, by those of a step; None where there are none."""
+    if whole is None or not isinstance(objective, DiffusionObjective | DistillObjective):
+        return None
+    effort = Effort.of(workspace, objective, batch_size)
+    return effort.beside_training(max(1, round(whole / step))) * step / effort.of_step

@@ -39,9 +39,11 @@ class Plan:
 
     Args:
         target: validation score at which training stops.
+        beside: scores that are logged with those of every validation.
+        auto_validations: of the whole budget, where `training.validate_every` is `auto`; None is what is usual.
         checkpoint_interval: steps between checkpoints; None is that of `training`.
         begin: what is fitted in closed form before training, from batches of the train split.
-        finish: what is set after training, before the model is saved.
+        finish: what is set after training, by how it ended, before the model is saved.
         latents: of the train split by task, which training reads in place of frames.
     """
 
@@ -56,9 +58,11 @@ class Plan:
     key: str
     focus: Focus | None = None
     target: float | None = None
+    beside: Callable[[], Mapping[str, float]] = dict
+    auto_validations: int | None = None
     checkpoint_interval: int | None = None
     begin: Callable[[WindowLoader], None] | None = None
-    finish: Callable[[], None] | None = None
+    finish: Callable[[StageOutcome], None] | None = None
     latents: Mapping[str, Frames] | None = None
 
 
@@ -85,7 +89,7 @@ def _run(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
         say=workspace.progress.say,
     ).timed(partial(workspace.timings.part, f"{plan.name}: checkpoints"))
     sinks = open_sinks(settings, workspace.run_dir)
-    monitor = Monitor(plan.name, sinks, per_task=training.log_per_task_metrics)
+    monitor = Monitor(plan.name, sinks, per_task=training.log_per_task_metrics, beside=plan.beside)
     module.train()
     with (
         closing(make_loader(workspace, plan.batch_size, plan.focus, plan.latents)) as loader,
@@ -102,7 +106,11 @@ def _run(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
                 plan.begin(first)
         optimizer = build_optimizer(module, plan.optimizer)
         loop = LoopSettings.of(
-            training, patience=plan.patience, target=plan.target, checkpoint_interval=plan.checkpoint_interval
+            training,
+            patience=plan.patience,
+            target=plan.target,
+            checkpoint_interval=plan.checkpoint_interval,
+            auto_validations=plan.auto_validations,
         )
         with train():
             outcome = fit(
@@ -122,8 +130,8 @@ def _run(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
                 refocus=None if plan.focus is None else plan.focus.by_error,
             )
         if plan.finish is not None:
-            with train():
-                plan.finish()
+            with workspace.timings.part(f"{plan.name}: calibrate", compute=True):
+                plan.finish(outcome)
     save_model(plan.emulator, folder)
     notes: dict[str, Any] = {
         "steps": outcome.steps,

@@ -13,7 +13,7 @@ from pathlib import Path
 from ups.config.load import resolved
 from ups.config.schema import Settings, StageName
 from ups.errors import UpsError
-from ups.health import score_of
+from ups.health import findings_of, score_of
 from ups.models.emulator import Emulator
 from ups.pipeline.baselines import train_baseline
 from ups.pipeline.before import STAGES, STEPS, require_possible
@@ -65,11 +65,17 @@ def run_pipeline(
     workspace.write_metadata()
     with workspace.timings.part("report"):
         report = _report(workspace, digest(key, decision.content()))
-    messages = (*decision.messages, f"report: {report}")
+    messages = (*_ailments(workspace), *decision.messages, f"report: {report}")
     table = read_table(workspace.run_dir)
     outcome = RunOutcome(workspace.run_dir, table, messages, decision.promoted, workspace.timings)
     _note_end(workspace, outcome)
     return outcome
+
+
+def _ailments(workspace: Workspace) -> tuple[str, ...]:
+    """What the log says of its stages that spoils what they left behind."""
+    found = findings_of(workspace.run_dir)
+    return tuple(f"{one.stage}: {one}" for one in found if one.severity == "bad" or one.kind == "ensemble")
 
 
 def _note_end(workspace: Workspace, outcome: RunOutcome) -> None:
@@ -122,7 +128,7 @@ def train_pipeline(settings: Settings, *, progress: Progress, stage: StageName |
         }
         for name in done
     ]
-    return RunOutcome(workspace.run_dir, rows, (), timings=workspace.timings)
+    return RunOutcome(workspace.run_dir, rows, _ailments(workspace), timings=workspace.timings)
 
 
 def check_pipeline(settings: Settings, *, progress: Progress) -> CheckReport:

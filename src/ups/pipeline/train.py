@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
@@ -18,7 +17,7 @@ from ups.data.latents import LatentStore
 from ups.data.trajectories import Frames
 from ups.data.windows import WindowLoader
 from ups.errors import DataError, UsageError
-from ups.evaluation.validate import validation_crps, validation_nrmse, validation_reconstruction
+from ups.evaluation.validate import validation_nrmse, validation_reconstruction
 from ups.models.emulator import Emulator
 from ups.models.prior import SteadyPrior
 from ups.models.simulator import Simulator
@@ -26,12 +25,14 @@ from ups.models.step import StepEmulator
 from ups.models.store import adopt, load_weights, save_model
 from ups.physics.equations import get_equation
 from ups.pipeline.before import STAGES
+from ups.pipeline.effort import Effort, expected_steps
+from ups.pipeline.ensembles import DistanceToTeacher, EnsembleScore, calibrate
 from ups.pipeline.plan import Plan, model_settings, run_plan
 from ups.pipeline.records import digest
 from ups.pipeline.workspace import Workspace
 from ups.training.diffusion import DiffusionObjective, DistillObjective, fit_scales
 from ups.training.focus import Focus
-from ups.training.monitor import DivergedError
+from ups.training.loop import StageOutcome
 from ups.training.pairs import fit_pairs
 from ups.training.prior import SteadyPriorObjective
 from ups.training.prior import calibrate as calibrate_prior
@@ -40,12 +41,6 @@ from ups.training.stages import build_augments, build_objective
 
 CODEC_IS_EXACT = 1e-5  # validation nrmse of a codec below which there is nothing to train
 SCALE_BATCHES = 64  # batches that the size of the operator's error is taken of
-# Members, trajectories and sampler steps of the ensembles by which the diffusion's weights are chosen, and its spread:
-# few, as each validation would otherwise take longer than the training between two of them.
-CHOICE, CALIBRATION = (3, 8, 2), (4, 16, 4)
-DISTANCE_BATCHES = 2  # that the student's distance to its teacher is measured on
-WIDENINGS = (0.7, 1.0, 1.4, 2.0, 2.8)  # of the samples' spread, of which the best by validation is kept
-FINER = 1.2  # and then by so much more or less
 
 
 def train_stages(workspace: Workspace, upto: StageName | None = None) -> Emulator:
@@ -104,7 +99,7 @@ def train_prior(workspace: Workspace) -> SteadyPrior:
         valid, device = workspace.splits["valid"], workspace.device
         batch_size = workspace.batch_size(stage)
 
-        def finish() -> None:
+        def finish(_: StageOutcome) -> None:
             with WindowLoader(valid, batch_size, 1, 1, settings.seed, shuffle=False) as loader:
                 batches = (one.to(device) for one in islice(loader, loader.steps_per_epoch))
                 found = calibrate_prior(prior.eval(), batches)
@@ -187,24 +182,32 @@ def train_stage(
         focus=find_focus(workspace, simulator) if stage == "operator" else None,
         latents=cached_latents(workspace, simulator) if stage == "operator" else None,
     )
-    if isinstance(objective, DiffusionObjective):
-        plan = replace(
-            plan,
-            begin=lambda loader: fit_scales(
-                objective.steps, (batch.to(workspace.device) for batch in islice(loader, SCALE_BATCHES))
-            ),
-            finish=lambda: calibrate(workspace, simulator),
-        )
-    if isinstance(objective, DistillObjective):
-        distance = DistanceToTeacher(workspace, objective)
-        plan = replace(
-            plan,
-            validate=distance,
-            target=settings.stages.consistency_distill.target_loss,
-            finish=lambda: calibrate(workspace, simulator),
-        )
+    if isinstance(objective, DiffusionObjective | DistillObjective):
+        plan = with_ensembles(workspace, plan, simulator, objective)
     run_plan(workspace, plan, folder)
     return key
+
+
+def with_ensembles(
+    workspace: Workspace, plan: Plan, simulator: Simulator, objective: DiffusionObjective | DistillObjective
+) -> Plan:
+    """The plan of a stage that draws ensembles, validated and calibrated within a share of its training."""
+    effort = Effort.of(workspace, objective, plan.batch_size)
+
+    def finish(outcome: StageOutcome) -> None:
+        calibrate(workspace, plan.name, simulator, effort.calibration(outcome.steps))
+
+    steps = expected_steps(workspace, plan.name, objective, plan.batch_size, plan.budget, plan.key)
+    plan = replace(plan, auto_validations=effort.validations(steps), finish=finish)
+    if isinstance(objective, DistillObjective):
+        target = workspace.settings.stages.consistency_distill.target_loss
+        return replace(plan, validate=DistanceToTeacher(workspace, objective), target=target)
+    score = EnsembleScore(workspace, simulator, effort.choice(steps))
+
+    def begin(loader: WindowLoader) -> None:
+        fit_scales(objective.steps, (batch.to(workspace.device) for batch in islice(loader, SCALE_BATCHES)))
+
+    return replace(plan, validate=score, beside=score.beside, begin=begin)
 
 
 def codec_error(workspace: Workspace, simulator: Simulator) -> float:
@@ -249,82 +252,13 @@ def encode_frames(simulator: Simulator, task: str, frames: Tensor) -> Tensor:
 
 
 def validation_of(workspace: Workspace, stage: str, emulator: Emulator) -> Callable[[], float]:
-    """What a stage's weights are chosen by: reconstruction, an ensemble's CRPS for `diff_residual`, else a nrmse."""
+    """What a stage's weights are chosen by: reconstruction for the codec, else a roll-out's nrmse."""
     scope, valid = workspace.settings.evaluation.small, workspace.splits["valid"]
     if not all(part.num for part in valid.values()):
         raise DataError("no validation trajectories: raise data.split.valid, or name data.split.valid_files")
     if stage == "codec":
         return lambda: validation_reconstruction(emulator, valid, device=workspace.device)
     mode, device = workspace.settings.evaluation.rollout_mode, workspace.device
-    if stage == "diff_residual":
-        return lambda: ensemble_error(workspace, emulator, *CHOICE)
     return lambda: validation_nrmse(
         emulator, valid, max_samples=scope.max_samples, steps=scope.steps, mode=mode, device=device
     )
-
-
-def ensemble_error(workspace: Workspace, emulator: Emulator, members: int, samples: int, steps: int) -> float:
-    """CRPS of the diffusion's ensembles over the truth's size, on the first validation trajectories.
-
-    Args:
-        steps: of the sampler, at most.
-    """
-    assert isinstance(emulator, Simulator)
-    assert emulator.corrector is not None
-    scope = workspace.settings.evaluation.small
-    with emulator.corrector.sampling(steps):
-        return validation_crps(
-            emulator,
-            workspace.splits["valid"],
-            members=members,
-            max_samples=min(samples, scope.max_samples or samples),
-            steps=scope.steps,
-            mode=workspace.settings.evaluation.rollout_mode,
-            device=workspace.device,
-        )
-
-
-def calibrate(workspace: Workspace, simulator: Simulator) -> None:
-    """Sets how far samples spread to what makes validation ensembles best, by their CRPS.
-
-    Errors of a roll-out are correlated from step to step, which samples are not; and those on train data are smaller.
-    """
-    assert simulator.corrector is not None
-    simulator.eval()
-    found: dict[float, float] = {}
-
-    def try_all(widenings: Iterable[float]) -> float:
-        assert simulator.corrector is not None
-        for widen in widenings:
-            simulator.corrector.widen(widen)
-            found[widen] = ensemble_error(workspace, simulator, *CALIBRATION)
-        return min(found, key=lambda widen: found[widen])
-
-    best = try_all(WIDENINGS)
-    best = try_all((best / FINER, best * FINER))
-    if not math.isfinite(found[best]):
-        raise DivergedError(
-            "every validation ensemble diverged; train the residual diffusion longer, or lower its rate"
-        )
-    simulator.corrector.widen(best)
-    workspace.progress.say(f"samples spread {best:g} times as far as trained, by validation ensembles")
-
-
-class DistanceToTeacher:
-    """How far from its teacher's samples the student lands: a few validation batches, the same places and noise."""
-
-    def __init__(self, workspace: Workspace, objective: DistillObjective) -> None:
-        self.workspace, self.objective = workspace, objective
-        self.places = objective.own_places()
-
-    @torch.no_grad()
-    def __call__(self) -> float:
-        workspace = self.workspace
-        rng = torch.Generator(workspace.device).manual_seed(0)
-        batch_size, context = workspace.batch_size("consistency_distill"), workspace.settings.data.context
-        total = torch.zeros(())
-        with WindowLoader(workspace.splits["valid"], batch_size, context, 1, 0) as loader:
-            batches = list(islice(loader, DISTANCE_BATCHES))
-        for batch in batches:
-            total += self.objective.distance(batch.to(workspace.device), rng, self.places).cpu()
-        return float(total / len(batches))

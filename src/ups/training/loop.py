@@ -87,6 +87,7 @@ class LoopSettings:
         amp: dtype of automatic mixed precision; None computes in float32. float16 scales the loss.
         log_every: steps between log records.
         validate_every: steps between validations; `auto`: every epoch, or every twentieth of a budget in other units.
+        auto_validations: that `auto` makes over a budget of any unit instead; None makes those.
         checkpoint_interval: steps between checkpoints.
         patience: validations without improvement before training stops; None never does.
         max_bad_steps: steps in a row that are not finite, after which training goes back to a checkpoint.
@@ -100,6 +101,7 @@ class LoopSettings:
     amp: torch.dtype | None = None
     log_every: int = 20
     validate_every: int | Literal["auto"] = "auto"
+    auto_validations: int | None = None
     checkpoint_interval: int = 500
     patience: int | None = None
     max_bad_steps: int = 5
@@ -115,6 +117,7 @@ class LoopSettings:
         patience: int | None,
         target: float | None = None,
         checkpoint_interval: int | None = None,
+        auto_validations: int | None = None,
     ) -> LoopSettings:
         """The part of the settings that concerns the loop; `amp: auto` is off, for accuracy's sake.
 
@@ -128,6 +131,7 @@ class LoopSettings:
             amp={"bfloat16": torch.bfloat16, "float16": torch.float16}[training.amp_dtype] if use_amp else None,
             log_every=training.log_every,
             validate_every=training.validate_every,
+            auto_validations=auto_validations,
             checkpoint_interval=checkpoint_interval or training.checkpoint_interval,
             patience=patience,
             max_bad_steps=training.max_bad_steps,
@@ -194,7 +198,7 @@ def fit(
     parts: dict[str, Any] = {"module": module, "optimizer": optimizer, "schedule": schedule, "ema": ema}
     parts |= {"scaler": scaler, "loader": loader, "monitor": monitor}
     parts |= {"objective": objective} if isinstance(objective, Stateful) else {}
-    state = TrainState(budget, clock, random, loader, parts)
+    state = TrainState(budget, clock, random, loader, parts, auto_validations=settings.auto_validations)
 
     checkpoints.prepare()
     saved = checkpoints.load()

@@ -21,7 +21,7 @@ from ups.errors import UpsError
 from ups.health import score_of
 from ups.runtime import Progress, SilentProgress
 from ups.training.memory import peak_memory
-from ups.training.sinks import PLACE, Record, Sink, without_secrets
+from ups.training.sinks import PLACE, Beside, Record, Sink, without_secrets
 from ups.training.sinks import JsonlSink as JsonlSink
 from ups.training.sinks import NullSink as NullSink
 
@@ -74,10 +74,13 @@ class Monitor:
         stage: name of the stage, in every record.
         sinks: where records go.
         per_task: whether the loss and its components are logged for each task, too.
+        beside: scores that are logged with those of every validation.
     """
 
-    def __init__(self, stage: str, sinks: Sequence[Sink] = (), *, per_task: bool = False) -> None:
-        self.stage, self.sinks, self.per_task = stage, list(sinks), per_task
+    def __init__(
+        self, stage: str, sinks: Sequence[Sink] = (), *, per_task: bool = False, beside: Beside = dict
+    ) -> None:
+        self.stage, self.sinks, self.per_task, self.beside = stage, list(sinks), per_task, beside
         self.progress: Progress = SilentProgress()
         self._parameters: tuple[str, ...] = ()
         self._series: dict[str, list[Any]] = defaultdict(list)  # tensors and numbers since the last log point
@@ -227,8 +230,7 @@ class Monitor:
         """
         self._fetch()
         means = {name: _mean(values) for name, values in self._series.items() if values}
-        seconds = max(moment.elapsed - self._since, 1e-9)
-        epochs = moment.epoch - self._since_epoch
+        seconds, epochs = max(moment.elapsed - self._since, 1e-9), moment.epoch - self._since_epoch
         norms = [norm for norm in self._series[GRAD_NORM] if math.isfinite(norm)]
         clipped = None if grad_clip is None or not norms else sum(norm > grad_clip for norm in norms) / len(norms)
         self._write(
@@ -257,7 +259,7 @@ class Monitor:
     def log_validation(self, moment: Moment, metric: float, *, best: float, best_step: int) -> None:
         """Writes a record of a validation, under the name of what the stage's validations score."""
         score = score_of(self.stage)
-        self._write(moment, {f"valid_{score}": metric, f"best_{score}": best, "best_step": best_step})
+        self._write(moment, {f"valid_{score}": metric, f"best_{score}": best, "best_step": best_step, **self.beside()})
         self._notes[f"valid {score}"] = metric
 
     def log_rollback(self, moment: Moment, *, rollbacks: int) -> None:
@@ -282,8 +284,6 @@ class Monitor:
     def close(self) -> None:
         """Closes the sinks."""
         self._each(lambda sink: sink.close())
-
-    # --- state -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """What was gathered since the last log point, to log the same curve when resumed; call `judge` before."""

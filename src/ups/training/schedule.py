@@ -34,6 +34,12 @@ class Budget:
         done = {"epochs": epochs, "steps": steps, "seconds": seconds}[self.unit]
         return min(1.0, done / self.amount) if self.amount > 0 else 1.0
 
+    def steps(self, per_epoch: float) -> int | None:
+        """Optimizer steps of the whole budget, by those of an epoch; None where it is in seconds."""
+        if self.unit == "seconds":
+            return None
+        return math.ceil(self.amount * (per_epoch if self.unit == "epochs" else 1))
+
 
 def warm_up(fraction: float, warmup: float) -> float:
     """Linear from 0 to 1 over the first `warmup` of the budget."""

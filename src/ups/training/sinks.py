@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, runtime_checkable
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 Record = Mapping[str, str | int | float | None]
+Beside = Callable[[], Mapping[str, float]]
 
 PLACE = ("stage", "step", "epoch", "elapsed", "progress")
 """Keys of every record that say where it belongs; all others are metrics, or texts."""

@@ -130,6 +130,8 @@ class TrainState:
     """Counters, the best weights so far, and everything that has a state of its own.
 
     Attributes:
+        auto_validations: over the whole budget, where their interval is `auto`; None is one per epoch, or
+            `AUTO_VALIDATIONS` of a budget in steps or seconds.
         position: of the loader, by which epochs are counted: it alone knows where a changed horizon has put it.
         step: optimizer steps done.
         best_metric, best_step, best_epoch, best_weights: of the best validation; lower metrics are better.
@@ -157,6 +159,7 @@ class TrainState:
     stopped: Literal["budget", "patience", "target"] | None = None
     rollbacks: int = 0
     anchor: dict[str, Any] | None = None
+    auto_validations: int | None = None
 
     COUNTERS: ClassVar = (
         *("step", "validations", "stopped", "rollbacks"),
@@ -220,9 +223,9 @@ class TrainState:
             self.stopped = "target"
 
     def _ticks(self) -> int:
-        if self.budget.unit == "epochs":
+        if self.budget.unit == "epochs" and self.auto_validations is None:
             return self.position.epoch
-        return math.floor(AUTO_VALIDATIONS * self.fraction() + 1e-9)
+        return math.floor((self.auto_validations or AUTO_VALIDATIONS) * self.fraction() + 1e-9)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training needs to go on as if it had never stopped."""

@@ -1,0 +1,128 @@
+"""What stages that draw ensembles may spend beside their training: counts that keep within their share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.layouts import write_task
+from tests.pipeline.test_run import write_config
+
+from ups.config.load import load_settings
+from ups.models.simulator import Simulator
+from ups.pipeline.effort import CALIBRATION, CHOICE, LEAST_FRAMES, SHARE, TRIALS, Effort, expected_steps
+from ups.pipeline.ensembles import WIDENINGS, best_widening
+from ups.pipeline.run import open_workspace
+from ups.pipeline.train import fit_closed_form
+from ups.pipeline.workspace import Workspace
+from ups.runtime import SilentProgress
+from ups.training.diffusion import DiffusionObjective
+from ups.training.schedule import Budget
+from ups.training.stages import build_augments, build_objective
+
+FULL = Effort(of_step=266.0, rollouts=((16, 100), (8, 40)), sampler="heun", sampler_steps=16)
+
+
+@pytest.mark.parametrize("steps", [400, 1500, 6000, 20000, 10**6])
+@pytest.mark.parametrize("every", [1, 5])
+def test_validations_and_calibration_keep_within_a_third_of_the_training(steps: int, every: int) -> None:
+    effort = replace(FULL, corrector_every=every)
+    assert effort.beside_training(steps) <= 2 * SHARE * steps * effort.of_step
+
+
+def test_more_training_is_validated_by_larger_ensembles_up_to_all_there_are_to_be() -> None:
+    for sizes, size_of in ((CHOICE, FULL.choice), (CALIBRATION, FULL.calibration)):
+        found = [size_of(steps) for steps in (1, 10**3, 10**4, 10**5, 10**7)]
+        rows = [FULL.of_ensembles(size) for size in found]
+        assert rows == sorted(rows)
+        assert (found[0].members, found[0].samples, found[0].frames) == (*sizes[-1], LEAST_FRAMES)
+        assert (found[-1].members, found[-1].samples, found[-1].frames) == (*sizes[0], 100)
+
+
+def test_roll_outs_shorter_than_the_fewest_frames_are_taken_whole() -> None:
+    assert replace(FULL, rollouts=((3, 5),)).choice(1).frames == 5
+
+
+def test_fewer_validations_may_each_be_larger() -> None:
+    often, seldom = (replace(FULL, validate_every=every).choice(3000) for every in (10, 1000))
+    assert FULL.of_ensembles(seldom) > FULL.of_ensembles(often)
+
+
+def test_an_ensemble_costs_what_its_networks_are_called_for() -> None:
+    """One task of 7 trajectories, 4 members: 28 rows and a call's own, a frame is operator, moments, two Heun steps."""
+    effort = Effort(of_step=1.0, rollouts=((7, 10),), sampler="heun", sampler_steps=2)
+    size = replace(effort.calibration(10**9), members=4)
+    assert effort.of_ensembles(size) == 10 * (28 + 6) * (1 + 1 + 2 * 2)
+    assert replace(effort, sampler="euler").of_ensembles(size) == 10 * (28 + 6) * (1 + 1 + 2)
+    assert replace(effort, sampler="student", sampler_steps=1).of_ensembles(size) == 10 * (28 + 6) * (1 + 1 + 1)
+
+
+@pytest.mark.parametrize("lowest", [0.5, 0.8, 1.0, 1.3, 2.1, 5.0])
+def test_the_walk_finds_the_best_widening_within_its_number_of_trials(lowest: float) -> None:
+    tried: list[float] = []
+
+    def score(widen: float) -> float:
+        tried.append(widen)
+        return abs(widen - lowest)
+
+    best = best_widening(score)
+    assert len(tried) == len(set(tried)) <= TRIALS
+    assert abs(best - lowest) <= min(abs(one - lowest) for one in WIDENINGS)
+
+
+@pytest.fixture
+def burgers(tmp_path: Path) -> Workspace:
+    torch.set_num_threads(1)
+    write_task(tmp_path / "b.hdf5", "burgers1d", num=12, frames=12, resolution=32)
+    settings = load_settings(write_config(tmp_path, "burgers1d", ["b.hdf5"]))
+    workspace = open_workspace(settings, SilentProgress())
+    workspace.open()
+    return workspace
+
+
+def diffusion(workspace: Workspace) -> DiffusionObjective:
+    simulator = workspace.new_simulator()
+    assert isinstance(simulator, Simulator)
+    fit_closed_form(workspace, simulator)
+    augments = build_augments(workspace.settings, workspace.splits["train"])
+    objective = build_objective("diff_residual", workspace.settings, simulator, augments)
+    assert isinstance(objective, DiffusionObjective)
+    return objective
+
+
+def test_a_budget_in_seconds_is_turned_into_steps_once(burgers: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, budget = diffusion(burgers), Budget("seconds", 5.0)
+    steps = expected_steps(burgers, "diff_residual", objective, 4, budget, "key")
+    assert steps > 1
+    assert all(one.grad is None for one in objective.module.parameters())
+    record = "effort-diff_residual"
+    burgers.records.finish(record, str(burgers.records.key(record)), 0.0, steps=10**9)
+    assert expected_steps(burgers, "diff_residual", objective, 4, budget, "key") == 10**9
+    assert expected_steps(burgers, "diff_residual", objective, 4, Budget("seconds", 6.0), "key") < 10**9
+    burgers.records.finish(record, str(burgers.records.key(record)), 0.0, steps=10**9)
+    assert expected_steps(burgers, "diff_residual", objective, 4, Budget("seconds", 6.0), "another") < 10**9
+
+
+def test_budgets_in_steps_and_epochs_are_never_timed(burgers: Workspace) -> None:
+    objective = diffusion(burgers)
+    assert expected_steps(burgers, "diff_residual", objective, 4, Budget("steps", 9), "key") == 9
+    windows = sum(int((one.lengths - 1).sum()) for one in burgers.splits["train"].values())
+    assert expected_steps(burgers, "diff_residual", objective, 4, Budget("epochs", 3), "key") in (
+        3 * (windows // 4),
+        3 * -(-windows // 4),
+    )
+    assert burgers.records.key("effort-diff_residual") is None
+
+
+def test_validations_are_seldom_where_the_training_is_short() -> None:
+    assert [FULL.validations(steps) for steps in (1, 100, 10**6)] == [3, 3, 10]
+    student = replace(FULL, sampler="student", of_distance=1000.0)
+    found = {steps: student.validations(steps) for steps in (1, 150, 10**6)}
+    assert found == {1: 3, 150: int(150 * 266 / 6 / 1000), 10**6: 20}
+    assert replace(FULL, validate_every=7).validations(15) == 3
+
+
+def test_the_roll_outs_are_those_of_the_validation_split(burgers: Workspace) -> None:
+    assert Effort.of(burgers, diffusion(burgers), 4).rollouts == ((burgers.splits["valid"]["burgers1d"].num, 11),)
