@@ -129,7 +129,10 @@ def matching_spec(surrogate: Surrogate, file: TrajectoryFile) -> TaskSpec:
         raise UpsError(f"{file.path}: its grid is {found}, but the model was trained on {wanted}; {advice}")
     spacing = tuple(file.grid.spacing)
     if tuple(file.grid.shape) == spec.lattice and not np.allclose(spacing, spec.spacing, rtol=1e-3):
-        raise UpsError(f"{file.path}: its cells are {spacing} wide, but the model was trained on {spec.spacing}")
+        found, wanted = (" x ".join(f"{step:g}" for step in steps) for steps in (spacing, spec.spacing))
+        raise UpsError(
+            f"{file.path}: its cells are {found} wide, but the model was trained on {wanted}; give a file of that domain"
+        )
     dt = float(file.times[1] - file.times[0]) if len(file.times) > 1 else math.nan
     if (spec.context > 1 or math.isfinite(dt)) and not spec.steady and not math.isclose(dt, spec.dt, rel_tol=1e-3):
         raise UpsError(
