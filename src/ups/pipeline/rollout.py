@@ -131,7 +131,7 @@ def matching_spec(surrogate: Surrogate, file: TrajectoryFile) -> TaskSpec:
     if tuple(file.grid.shape) == spec.lattice and not np.allclose(spacing, spec.spacing, rtol=1e-3):
         found, wanted = (" x ".join(f"{step:g}" for step in steps) for steps in (spacing, spec.spacing))
         raise UpsError(
-            f"{file.path}: its cells are {found} wide, but the model was trained on {wanted}; give a file of that domain"
+            f"{file.path}: its cells are {found} wide, but the model was trained on {wanted}; give one of that domain"
         )
     dt = float(file.times[1] - file.times[0]) if len(file.times) > 1 else math.nan
     if (spec.context > 1 or math.isfinite(dt)) and not spec.steady and not math.isclose(dt, spec.dt, rel_tol=1e-3):
