@@ -76,6 +76,25 @@ def test_the_solution_is_one_frame_that_vanishes_at_the_walls() -> None:
     assert float(u[:, 1:, 1:].abs().min()) > 0
 
 
+@torch.no_grad()
+def test_a_solution_without_flow_through_the_walls_is_free_there() -> None:
+    """Of two priors of the same weights, one for each kind of wall, only the one's solution and spread are held."""
+    found = []
+    for task in ("darcy2d", "relaxation2d"):
+        torch.manual_seed(0)
+        prior = SteadyPrior({task: darcy_spec(name=task, origin=(0.0, 0.0))}, replace(SMALL, num_steps=1)).eval()
+        for p in prior.parameters():
+            if not p.any():
+                torch.nn.init.normal_(p, std=0.2)
+        found.append(prior.solve(media(2, 8), task, torch.ones(2, 1)))
+    (held, held_size), (free, free_size) = found
+    geometry = prior.geometry(prior.shares("relaxation2d", (8, 8)))
+    torch.testing.assert_close(held, geometry[0] * free)
+    assert not held_size[..., 0].any()
+    assert float(free[..., 0].abs().min()) > 0
+    assert float(free_size[..., 0].min()) > 0
+
+
 def test_every_step_moves_the_iterate() -> None:
     prior = make_prior()
     a, features = torch.randn(2, 1, 8, 8), torch.zeros(2, 1)

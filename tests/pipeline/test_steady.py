@@ -14,6 +14,7 @@ from tests.pipeline.test_run import run, train
 import ups
 from ups.config.load import load_settings
 from ups.data.generate import generate
+from ups.data.inspect import inspect_file
 from ups.errors import UpsError, UsageError
 from ups.pipeline.evaluate import evaluate_run
 from ups.pipeline.rollout import rollout_file
@@ -42,6 +43,35 @@ def darcy(tmp_path: Path) -> Path:
     path = tmp_path / "config.yaml"
     path.write_text(json.dumps(settings))
     return path
+
+
+def test_so_does_one_whose_solutions_do_not_vanish_at_the_walls(tmp_path: Path) -> None:
+    for name, samples, resolution in (("coarse", 60, 16), ("fine", 4, 32)):
+        generate("relaxation2d", tmp_path / f"{name}.hdf5", samples, 1, {}, resolution=resolution)
+    summary = inspect_file(tmp_path / "coarse.hdf5")
+    assert (summary.task, summary.trainable, summary.fields, summary.problems) == ("relaxation2d", True, ("f", "u"), ())
+    settings = {
+        "task": "relaxation2d",
+        "threads": 1,
+        "runs_dir": str(tmp_path / "runs"),
+        "data": {"root": str(tmp_path), "files": "coarse.hdf5"},
+        "prior": {"hidden_dim": 16, "depth": 1, "stem_width": 8},
+        "stages": {"steady_prior": {"steps": 60}},
+        "evaluation": {"members": 4},
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(settings))
+    folder = run(tmp_path / "config.yaml").run_dir
+    scores = json.loads((folder / "evaluation" / "full.json").read_text())
+    ours, mean = scores["tasks"]["relaxation2d"], scores["baselines"]["persistence"]["relaxation2d"]
+    assert ours["nrmse"] < 0.5 * mean["nrmse"]
+    assert ours["crps"] < ours["mae"]
+    assert ours["bc_violation"] is not None, "its walls let nothing through"
+    rows = {row["model"]: row for row in evaluate_run(folder, [tmp_path / "fine.hdf5"], "test", SilentProgress())}
+    assert float(rows["ups"]["nrmse"]) < 2 * ours["nrmse"]
+    rollout_file(folder, tmp_path / "fine.hdf5", 1, tmp_path / "solved.hdf5", None, members=3)
+    with h5py.File(tmp_path / "solved.hdf5") as file, h5py.File(tmp_path / "fine.hdf5") as fine:
+        assert file["members"].shape == (3, 4, 1, 1, 32, 32)
+        np.testing.assert_array_equal(file["nu"][:], fine["nu"][:])
 
 
 def test_a_steady_problem_goes_all_the_way(darcy: Path) -> None:

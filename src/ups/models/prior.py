@@ -4,7 +4,8 @@
 
 from the given fields a (coefficients), with one network for all steps. The divergence is a finite-volume one, with
 conductivities kappa that are learned functions of a, cell by cell: it is what the iterate leaves over of a conservation
-law. g tells where the walls are, and vanishes there, as the solution does. As the codec loses nothing, the refinement
+law. g tells where the walls are, and vanishes there, as the solution does; where nothing flows through the walls, and
+the solution does not vanish, the drift is added as it is. As the codec loses nothing, the refinement
 runs on its lattice: that is the latent space, turned.
 
 A lattice finer than the trained one by a whole factor r is r^d shifted lattices of the trained spacing, each with its
@@ -143,13 +144,13 @@ class SteadyPrior(SteadyEmulator):
         task: str,
     ) -> list[Float[Tensor, "batch channel *grid"]]:
         """u_1 ... u_K in normalised units, on a lattice of the trained spacing."""
-        u, iterates = torch.zeros_like(a_hat), []
+        u, iterates, held = torch.zeros_like(a_hat), list[Tensor](), self.holding(geometry, task)[:, :1]
         steps = self.architecture.num_steps
         for k in range(steps):
             inputs = self._inputs(u, a_hat, geometry, task)
             when = torch.cat([features.new_full((len(features), 1), k / steps), features], dim=1)
             drift: Tensor = self.drift(inputs, when, task, self.tasks[task].periodic)
-            u = u + geometry[:, :1] * drift.to(u.dtype)
+            u = u + held * drift.to(u.dtype)
             iterates.append(u)
         return iterates
 
@@ -166,7 +167,7 @@ class SteadyPrior(SteadyEmulator):
             last = iterates[-1].detach()
             inputs = torch.cat([self._inputs(last, a_hat, geometry, task).detach(), last - before.detach()], dim=1)
             size: Tensor = self.errors[task](inputs)
-            return size * geometry[:, 1:].sqrt()
+            return size * self.holding(geometry, task)[:, 1:].sqrt()
 
     def solve(
         self, given: Float[Tensor, "batch channel *grid"], task: str, params: Float[Tensor, "batch parameter"]

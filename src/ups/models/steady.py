@@ -76,6 +76,11 @@ class SteadyEmulator(Emulator):
             found.append((first + spacing * torch.arange(size, device=device)) / (high - low))
         return tuple(found)
 
+    def holding(self, geometry: Float[Tensor, "batch 2 *grid"], task: str) -> Float[Tensor, "batch 2 *grid"]:
+        """The geometry where solutions vanish at the walls, as they do in proportion to it; elsewhere 1."""
+        vanishes = get_equation(self.tasks[task].name).boundary == "dirichlet"
+        return geometry if vanishes else torch.ones_like(geometry)
+
     @staticmethod
     def geometry(shares: tuple[Tensor, ...]) -> Float[Tensor, "2 *grid"]:
         """Product and minimum over axes of 4 s (1 - s), which the symmetries of the box leave alone: g and a distance.

@@ -14,6 +14,7 @@ from ups.physics.kolmogorov import KOLMOGOROV2D
 from ups.physics.kuramoto_sivashinsky import KURAMOTO_SIVASHINSKY1D
 from ups.physics.names import require_equation
 from ups.physics.reaction_diffusion import REACTION_DIFFUSION1D, REACTION_DIFFUSION2D
+from ups.physics.relaxation import RELAXATION2D
 from ups.physics.shallow_water import SHALLOW_WATER2D
 
 __all__ = ["EQUATIONS", "Equation", "Field", "Parameter", "get_equation"]
@@ -29,6 +30,7 @@ EQUATIONS: dict[str, Equation] = {
         KOLMOGOROV2D,
         SHALLOW_WATER2D,
         DARCY2D,
+        RELAXATION2D,
     )
 }
 

@@ -15,6 +15,7 @@ NAMES = (
     "kolmogorov2d",
     "shallow_water2d",
     "darcy2d",
+    "relaxation2d",
 )
 
 
