@@ -13,7 +13,12 @@ from ups.errors import UsageError
 from ups.models.baselines import NETWORKS, LinearEmulator, MakeNetwork, NetworkEmulator, Persistence
 from ups.models.emulator import Emulator, TaskSpec
 
-PLAIN = ("operator.base=persistence", "operator.form=increment", "operator.moving_frame=false")
+PLAIN = (
+    "operator.base=persistence",
+    "operator.form=increment",
+    "operator.moving_frame=false",
+    "operator.derived_fields=false",
+)
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,8 @@ class Model:
         kind: `stack` is built from settings, `network` from a recipe, `fixed` is not trained.
         settings: overrides of the stack's settings.
         architecture: of a network: `fno`, `unet`, or an external one.
-        structural: whether a network gets the stack's structural parts: linear base, the equation's form, moving frame;
-            its windows are then drawn as the stack's are, too.
+        structural: whether a network gets the stack's structural parts: linear base, the equation's form, moving frame,
+            derived fields; its windows are then drawn as the stack's are, too.
         axes: dimensions it is there for.
     """
 
@@ -90,5 +95,7 @@ def build_network(model: Model, specs: Mapping[str, TaskSpec], recipe: Recipe) -
         return maker(spec, channels_in, channels_out, **sizes)
 
     if model.structural:
-        return NetworkEmulator(specs, model.architecture, make, base="linear", form=None, moving_frame=True)
+        return NetworkEmulator(
+            specs, model.architecture, make, base="linear", form=None, moving_frame=True, derived=True
+        )
     return NetworkEmulator(specs, model.architecture, make)

@@ -10,7 +10,8 @@ import torch
 from tests.models.helpers import make_spec
 
 from ups.errors import UpsError
-from ups.models.baselines import FNO, NetworkEmulator, SpectralConv, UNetNetwork, make_baseline
+from ups.models.baselines import NetworkEmulator, make_baseline
+from ups.models.networks import FNO, SpectralConv, UNetNetwork
 
 
 def arguments(batch: int) -> dict[str, object]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ups.models.operator import LatentOperator, Patches
+from ups.models.operator import LatentOperator
+from ups.models.pyramid import Patches, halvings
 
 
 def make(axes: int, architecture: str, **changes: object) -> LatentOperator:
     torch.manual_seed(0)
     sizes: dict[str, object] = {
-        "patch": 4,
+        "coarsen": (2, 2),
         "architecture": architecture,
         "hidden_dim": 16,
         "heads": 2,
@@ -66,8 +67,48 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
 
 
 def test_a_fresh_operator_writes_no_rest() -> None:
-    operator = LatentOperator(1, {"a": (1, 1)}, {"a": 0}, patch=4, hidden_dim=16, heads=2, depths=(1,), stem_width=8)
+    operator = LatentOperator(
+        1, {"a": (1, 1)}, {"a": 0}, coarsen=(4,), hidden_dim=16, heads=2, depths=(1,), stem_width=8
+    )
     assert operator(torch.randn(2, 1, 16), torch.zeros(2, 1), "a", [True]).abs().max() == 0
+
+
+@pytest.mark.parametrize("coarsen", [(), (3,), (2, 2), (4, 2)])
+def test_levels_of_any_factors_keep_the_grid_and_use_every_weight(coarsen: tuple[int, ...]) -> None:
+    operator = make(1, "pdet_stack", coarsen=coarsen)
+    u = torch.randn(2, 1, 24)
+    out = operator(u, torch.randn(2, 1), "b", [True])
+    assert out.shape == u.shape
+    out.square().sum().backward()
+    idle = {name for name, p in operator.pyramid.named_parameters() if p.grad is None or not p.grad.any()}
+    assert not idle
+    assert len(list(operator.pyramid.parameters())) == 14 * len(coarsen)
+
+
+def test_activation_checkpointing_holds_no_activations_of_the_levels() -> None:
+    held: list[int] = []
+    for use in (False, True):
+        operator = make(2, "pdet_stack", use_activation_checkpoint=use).train()
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            operator(torch.randn(2, 2, 16, 16), torch.randn(2, 2), "a", [True, True])
+        held.append(sum(sizes))
+    assert held[1] < 0.5 * held[0]
+
+
+def test_what_is_fine_passes_the_tokens_by() -> None:
+    """A change between two cells of a patch reaches the output, whatever the tokens make of it."""
+    operator = make(1, "pdet_stack", coarsen=(2, 2))
+    torch.nn.init.zeros_(operator.pyramid.resize[0].spread_weight)  # type: ignore[arg-type, union-attr]
+    u = torch.zeros(1, 1, 16)
+    u[0, 0, ::2] = 1
+    features = torch.zeros(1, 1)
+    assert not torch.allclose(operator(u, features, "b", [True]), operator(u.roll(1, -1), features, "b", [True]))
+
+
+@pytest.mark.parametrize(("factor", "halved"), [(1, ()), (2, (2,)), (8, (2, 2, 2)), (12, (2, 2, 3)), (5, (5,))])
+def test_a_factor_is_halved_as_often_as_it_can_be(factor: int, halved: tuple[int, ...]) -> None:
+    assert halvings(factor) == halved
 
 
 def test_gathering_with_an_orthogonal_kernel_and_spreading_is_the_identity() -> None:

@@ -80,6 +80,8 @@ def test_units_do_not_matter() -> None:
 def test_grids_that_cannot_be_cut_into_tokens_are_refused() -> None:
     with pytest.raises(UpsError, match="multiple of 4"):
         Simulator({"task": make_spec(size=30)}, SMALL)
+    with pytest.raises(UpsError, match=r"multiple of 16 \(operator.pdet.coarsen 4 x 4"):
+        Simulator({"task": make_spec(size=24)}, replace(SMALL, coarsen=(4, 4)))
     with pytest.raises(UpsError, match="one dimension"):
         Simulator({"a": make_spec(), "b": make_spec(axes=2)}, SMALL)
 
@@ -154,7 +156,7 @@ def test_pairs_that_can_be_read_only_once_are_refused() -> None:
 def test_a_unet_may_end_in_a_single_token() -> None:
     """Its convolutions are then wider than what they read; a conserved field keeps its integral all the same."""
     torch.manual_seed(0)
-    wide = replace(SMALL, architecture="pdet_unet", depths=(1, 1))
+    wide = replace(SMALL, architecture="pdet_unet", depths=(1, 1), coarsen=(4,))
     simulator = Simulator({"task": make_spec(size=8)}, wide)
     for p in simulator.operator.parameters():
         torch.nn.init.normal_(p, std=0.1)

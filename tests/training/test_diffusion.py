@@ -201,7 +201,7 @@ def test_samples_have_the_shape_of_a_distribution_with_two_humps() -> None:
         with corrector.sampling(16):
             sample = corrector.draw(condition, generator)
     assert float(sample.mean()) == pytest.approx(0.0, abs=0.1)
-    assert float(sample.std()) == pytest.approx(1.0, abs=0.15)
+    assert float(sample.std()) == pytest.approx(1.0, abs=0.25)
     assert float((sample.abs() < 0.5).float().mean()) < 0.15  # 0.38 of a Gaussian
 
 

@@ -5,7 +5,7 @@ import torch
 
 from ups.training.memory import OutOfMemory, explaining_memory
 
-SIZES = {"batch_size": 32, "tokens": 64, "remedies": ["training.batch_size=16", "latent.patch=8"]}
+SIZES = {"batch_size": 32, "tokens": 64, "remedies": ["training.batch_size=16", "operator.pdet.coarsen=16"]}
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ def test_the_error_names_batch_tokens_and_settings(error: Exception) -> None:
         raise error
     text = str(told.value)
     assert "stage operator ran out of memory with 32 windows a batch of 64 tokens a frame, 2048 in all" in text
-    assert text.endswith("\n  training.batch_size=16\n  latent.patch=8")
+    assert text.endswith("\n  training.batch_size=16\n  operator.pdet.coarsen=16")
     assert told.value.__cause__ is error
     assert told.value.exit_code == 1
 

@@ -10,7 +10,8 @@ from tests.models.test_prior import SMALL, make_prior, media
 from ups.data.augment import Augment
 from ups.data.fields import Batch, Grid
 from ups.errors import UpsError
-from ups.models.baselines import FNO, SteadyNetwork, make_baseline
+from ups.models.baselines import SteadyNetwork, make_baseline
+from ups.models.networks import FNO
 from ups.models.prior import SteadyPrior
 from ups.physics.equations import get_equation
 from ups.physics.solvers.darcy import DarcySolver

@@ -44,7 +44,7 @@ class PdetSettings(Group):
 
     hidden_dim: PositiveInt = 64
     """Width of a token inside the blocks."""
-    depths: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1), BeforeValidator(as_tuple)] = 3
+    depths: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1), BeforeValidator(as_tuple)] = 2
     """Blocks: of a stack, or of each of two levels of a U; a list is one number per level."""
     heads: PositiveInt = 4
     """Attention heads; they must divide `hidden_dim` into even parts."""
@@ -56,8 +56,12 @@ class PdetSettings(Group):
     """Normalise queries and keys of the attention."""
     drop_path: BelowOne = 0.0
     """Probability with which a block is left out in training (stochastic depth)."""
+    coarsen: PositiveInt | Annotated[tuple[PositiveInt, ...], BeforeValidator(as_tuple)] | Literal["auto"] = "auto"
+    """Convolutional levels between the grid and the tokens: how many times each coarsens it; the width doubles from
+    each to the next. `auto` is one level of 8 in one dimension, three of 2 in two and two of 2 in three, as far as the
+    grid divides."""
     stem_width: PositiveInt | Literal["auto"] = "auto"
-    """Channels of the layers at full resolution, around the tokens; `auto` is 32 in one dimension, else 16."""
+    """Channels at full resolution; `auto` is 32 in one dimension, else 16."""
     use_activation_checkpoint: bool = False
     """Compute activations again in the backward pass: less memory, the same gradients, more time."""
 
@@ -86,8 +90,10 @@ class OperatorSettings(Group):
     `flux` where an integral is not kept, and `flux_open` without open walls, are refused."""
     moving_frame: bool = True
     """Take the mean velocity out of every step where the equation is Galilean-invariant."""
+    derived_fields: bool = True
+    """Show the network also what follows from its fields by what they are, as the velocity does from the vorticity."""
     pdet: PdetSettings = PdetSettings()
-    """Sizes of the transformer."""
+    """Sizes of the network."""
 
 
 class DiffusionSettings(Group):

@@ -7,7 +7,7 @@ codec that loses nothing this is the latent space, turned.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -56,7 +56,7 @@ class Corrector(nn.Module):
 
     Args:
         tasks: what is known of each task.
-        patch: cells per token of the networks.
+        coarsen: of the networks, as the operator's.
         forms: how the step of each task is read: one in flux form keeps integrals, and so must what is added to it.
     """
 
@@ -64,12 +64,12 @@ class Corrector(nn.Module):
         self,
         tasks: Mapping[str, TaskSpec],
         architecture: DiffusionArchitecture,
-        patch: int,
+        coarsen: Sequence[int],
         forms: Mapping[str, str],
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        self.denoiser = Denoiser(tasks, architecture, patch)
+        self.denoiser = Denoiser(tasks, architecture, coarsen)
         self.student: nn.Module | None = None
         self.scales: ModuleMap[ResidualScale] = ModuleMap({task: ResidualScale(spec) for task, spec in tasks.items()})
         self.kept = {
@@ -113,7 +113,7 @@ class Corrector(nn.Module):
             u_hat, mean = physics.frame.enter(u_hat)
             u_next = physics.frame.follow(u_next, mean)
         change = (u_next - u_hat[:, -1]) / self.scales[task].change
-        return torch.cat([physics.with_static(u_hat.flatten(1, 2)), change], dim=1), mean
+        return torch.cat([physics.read(u_hat), change], dim=1), mean
 
     def residual(self, task: str, physics: Physics, truth: Tensor, u_next: Tensor, mean: Tensor | None) -> Tensor:
         """r = (truth - prediction) / sigma of normalised frames, seen from the moving frame."""

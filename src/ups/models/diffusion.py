@@ -166,7 +166,7 @@ class Condition:
     """What samples of one batch are conditioned on, and the moments that follow from it.
 
     Args:
-        given: fields that the networks read: context, static ones, the operator's change.
+        given: fields that the networks read: context, static and derived ones, the operator's change.
         features: dt and parameters as the networks read them.
         mean, spread: mu and s of the residual in units of sigma.
     """
@@ -187,12 +187,14 @@ class Denoiser(nn.Module):
 
     Args:
         tasks: what is known of each task.
-        patch: cells per token of a transformer.
+        coarsen: how a transformer's tokens are made of the lattice, as the operator's are.
     """
 
-    def __init__(self, tasks: Mapping[str, TaskSpec], architecture: DiffusionArchitecture, patch: int) -> None:
+    def __init__(
+        self, tasks: Mapping[str, TaskSpec], architecture: DiffusionArchitecture, coarsen: Sequence[int]
+    ) -> None:
         super().__init__()
-        self.architecture, self.patch = architecture, patch
+        self.architecture, self.coarsen = architecture, tuple(coarsen)
         self.fields = {task: len(spec.fields) for task, spec in tasks.items()}
         self.periodic = {task: spec.periodic for task, spec in tasks.items()}
         given = {task: spec.channels_read + self.fields[task] for task, spec in tasks.items()}
@@ -207,7 +209,7 @@ class Denoiser(nn.Module):
         if a.architecture == "mlp":
             return PointMlp(axes, channels, parameters, a.hidden_dim, a.depth)
         return LatentOperator(
-            axes, channels, parameters, patch=self.patch, hidden_dim=a.hidden_dim, depths=(a.depth,),
+            axes, channels, parameters, coarsen=self.coarsen, hidden_dim=a.hidden_dim, depths=(a.depth,),
             stem_width=a.stem_width,
         )  # fmt: skip
 

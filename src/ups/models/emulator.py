@@ -24,6 +24,7 @@ class TaskSpec:
     its logarithm where `param_log`; `param_low` and `param_high` bound its raw values (empty in models saved without).
     `lattice` is the grid trained on; `origin` the coordinate of its first node. `galilean`: see `frame.MovingFrame`.
     `static`: fields that do not change with time but enter every step, as the equation's forcing does.
+    `derived`: fields that the equation derives from a frame's own, and a network is shown beside them.
     `given`: fields of the first frame of a steady problem, whose other frame holds `fields`; `given_mean` and
     `given_std` are their train statistics. Empty where the problem has time.
     """
@@ -48,6 +49,7 @@ class TaskSpec:
     param_high: tuple[float, ...] = ()
     galilean: bool = False
     static: int = 0
+    derived: int = 0
     given: tuple[str, ...] = ()
     given_mean: tuple[float, ...] = ()
     given_std: tuple[float, ...] = ()
@@ -68,8 +70,8 @@ class TaskSpec:
 
     @property
     def channels_read(self) -> int:
-        """Channels that a step is made from: the fields of every context frame, and the static ones."""
-        return self.context * len(self.fields) + self.static
+        """Channels that a step is made from: the fields of every context frame, the static and the derived ones."""
+        return self.context * len(self.fields) + self.static + self.derived
 
     @property
     def varies(self) -> bool:

@@ -1,47 +1,21 @@
 """The latent operator: fields on the codec's lattice -> hidden tokens -> the learned rest of a step on the lattice.
 
-A full-resolution convolutional stem reads the field, a strided kernel gathers it into tokens, transformer blocks mix
-them, a transposed kernel spreads them out again, and a convolutional head (which also sees the stem) writes the rest:
-face fluxes, sources or increments, as the equation's description says (see `simulator.py`).
+A convolution reads the field, convolutional levels gather it into tokens (`pyramid.py`), transformer blocks mix them,
+the levels spread them out again, and a last convolution writes the rest: face fluxes, sources or increments, as the
+equation's description says (see `simulator.py`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import cast
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ups.models.layers import CONV, Block, BoundaryConv, Conditioner, Film
-
-TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-
-
-class Patches(nn.Module):
-    """Gathers patches of a field into coarser cells and spreads them out again, with separate kernels.
-
-    Args:
-        patch: cells per token and axis.
-    """
-
-    def __init__(self, axes: int, channels: int, token_dim: int, patch: int) -> None:
-        super().__init__()
-        self.axes, self.patch = axes, patch
-        shape = (token_dim, channels, *[patch] * axes)
-        self.gather_weight = nn.Parameter(torch.randn(shape) / math.sqrt(channels * patch**axes))
-        self.spread_weight = nn.Parameter(torch.randn(shape) / math.sqrt(token_dim))
-
-    def gather(self, u: Float[Tensor, "batch channel *grid"]) -> Float[Tensor, "batch token_dim *tokens"]:
-        return CONV[self.axes](u, self.gather_weight, stride=self.patch)
-
-    def spread(self, x: Float[Tensor, "batch token_dim *tokens"]) -> Float[Tensor, "batch channel *grid"]:
-        return TRANSPOSED[self.axes](x, self.spread_weight, stride=self.patch)
+from ups.models.layers import Block, BoundaryConv, Conditioner
+from ups.models.pyramid import Patches, Pyramid, recompute
 
 
 class Level(nn.Module):
@@ -55,10 +29,7 @@ class Level(nn.Module):
         """`x` is (batch, channel, *tokens)."""
         x = x.movedim(1, -1)
         for block in self.blocks:
-            if self.use_checkpoint and torch.is_grad_enabled():
-                x = checkpoint(block, x, condition, periodic, use_reentrant=False)
-            else:
-                x = block(x, condition, periodic)
+            x = recompute(block, self.use_checkpoint)(x, condition, periodic)
         return x.movedim(-1, 1)
 
 
@@ -143,12 +114,12 @@ class LatentOperator(nn.Module):
         axes: dimensions of the lattice, 1 to 3.
         channels: per task, (channels read, channels written): context * fields in, fluxes and sources out.
         parameters: per task, the number of physical parameters.
-        patch: lattice cells per token and axis.
+        coarsen: how many times the levels of the pyramid coarsen the lattice, one after the other, down to the tokens.
         architecture: `pdet_stack` or `pdet_unet`.
         hidden_dim: token width (of the finest level); `heads` must divide it.
         depths: blocks per level; `pdet_stack` runs their sum.
         window: tokens per attention window and axis; None attends globally.
-        stem_width: channels of the full-resolution stem and head.
+        stem_width: channels at full resolution.
     """
 
     def __init__(
@@ -157,7 +128,7 @@ class LatentOperator(nn.Module):
         channels: Mapping[str, tuple[int, int]],
         parameters: Mapping[str, int],
         *,
-        patch: int,
+        coarsen: Sequence[int],
         architecture: str = "pdet_stack",
         hidden_dim: int = 64,
         depths: Sequence[int] = (3,),
@@ -170,14 +141,21 @@ class LatentOperator(nn.Module):
         use_activation_checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        kernel = 7 if axes == 1 else 5
+        wide, narrow = (7, 5) if axes == 1 else (3, 3)
         self.conditioner = Conditioner(dict(parameters), hidden_dim)
+        ends = stem_width if coarsen else hidden_dim
         self.inlets = nn.ModuleDict(
-            {task: BoundaryConv(axes, read, stem_width, kernel) for task, (read, _) in channels.items()}
+            {task: BoundaryConv(axes, read, ends, wide) for task, (read, _) in channels.items()}
         )
-        self.stem = BoundaryConv(axes, stem_width, stem_width, kernel - 2)
-        self.film_stem, self.film_head = Film(hidden_dim, stem_width), Film(hidden_dim, stem_width)
-        self.patches = Patches(axes, stem_width, hidden_dim, patch)
+        self.pyramid = Pyramid(
+            axes,
+            stem_width,
+            hidden_dim,
+            hidden_dim,
+            coarsen=coarsen,
+            kernel=narrow,
+            use_checkpoint=use_activation_checkpoint,
+        )
         level = LevelFactory(
             axes=axes, head_dim=hidden_dim // heads, condition_dim=hidden_dim, window=window, mlp_ratio=mlp_ratio,
             qk_norm=qk_norm, drop_path=drop_path, use_checkpoint=use_activation_checkpoint,
@@ -185,9 +163,8 @@ class LatentOperator(nn.Module):
         self.trunk = (
             Stack(hidden_dim, depths, level) if architecture == "pdet_stack" else UNet(hidden_dim, depths, level, axes)
         )
-        self.head = BoundaryConv(axes, stem_width, stem_width, kernel - 2)
         self.outlets = nn.ModuleDict(
-            {task: BoundaryConv(axes, stem_width, write, kernel - 2, gain=0.0) for task, (_, write) in channels.items()}
+            {task: BoundaryConv(axes, ends, write, narrow, gain=0.0) for task, (_, write) in channels.items()}
         )
         for end in (*self.inlets.values(), *self.outlets.values()):
             end.weight.no_muon = True  # type: ignore[union-attr]  # a few physical channels are no matrix to orthogonalise
@@ -200,10 +177,7 @@ class LatentOperator(nn.Module):
         periodic: Sequence[bool],
     ) -> Float[Tensor, "batch rest *grid"]:
         condition = self.conditioner(task, features)
-        fine = F.gelu(self.inlets[task](u, periodic))
-        fine = fine + F.gelu(self.film_stem(self.stem(fine, periodic), condition))
-        tokens = self.trunk(self.patches.gather(fine), condition, periodic)
-        fine = fine + self.patches.spread(tokens)
-        fine = fine + F.gelu(self.film_head(self.head(fine, periodic), condition))
+        fine = self.inlets[task](u, periodic)
+        fine = self.pyramid(fine, condition, periodic, lambda tokens: self.trunk(tokens, condition, periodic))
         rest: Tensor = self.outlets[task](fine, periodic)
         return rest

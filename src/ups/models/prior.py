@@ -32,6 +32,7 @@ from ups.models.divergence import Divergences
 from ups.models.emulator import TaskSpec
 from ups.models.layers import ModuleMap, full_precision
 from ups.models.operator import LatentOperator
+from ups.models.pyramid import halvings
 from ups.models.spread import ErrorModel
 from ups.models.steady import GEOMETRY, Role, SteadyEmulator, one_step
 
@@ -91,8 +92,8 @@ class SteadyPrior(SteadyEmulator):
             axes,
             {task: (reads[task], len(spec.fields)) for task, spec in tasks.items()},
             {task: len(spec.param_names) for task, spec in tasks.items()},
-            patch=a.patch, architecture=a.architecture, hidden_dim=a.hidden_dim, depths=a.depths, heads=a.heads,
-            mlp_ratio=a.mlp_ratio, stem_width=a.stem_width,
+            coarsen=halvings(a.patch), architecture=a.architecture, hidden_dim=a.hidden_dim, depths=a.depths,
+            heads=a.heads, mlp_ratio=a.mlp_ratio, stem_width=a.stem_width,
         )  # fmt: skip
         unit = a.patch * self.drift.trunk.factor
         for task, spec in tasks.items():

@@ -5,7 +5,8 @@ The step itself is that of `step.py`, between decoder and encoder: z_{t+dt} = E(
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,6 +36,7 @@ class Architecture:
 
     latent_dim: int = 64
     patch: int = 8
+    coarsen: tuple[int, ...] = (8,)
     base: str = "linear"
     form: str | None = None
     moving_frame: bool = True
@@ -57,9 +59,9 @@ class Simulator(StepEmulator):
 
     Args:
         tasks: what is known of each task.
-        architecture: sizes; `patch` must divide every lattice, and so must the trunk's own halving. `guards` are the
-            names of the projections that every step ends with (see `ups.physics.guards`); in an ensemble, every
-            `corrector_every`-th step is corrected.
+        architecture: sizes; `patch` must divide every lattice, and so must `coarsen` and the trunk's own halving.
+            `guards` are the names of the projections that every step ends with (see `ups.physics.guards`); in an
+            ensemble, every `corrector_every`-th step is corrected.
     """
 
     name = "ups"
@@ -84,7 +86,7 @@ class Simulator(StepEmulator):
             dims.pop(),
             {task: (spec.channels_read, self.physics[task].rest.width) for task, spec in tasks.items()},
             {task: len(spec.param_names) for task, spec in tasks.items()},
-            patch=a.patch, architecture=a.architecture, hidden_dim=a.hidden_dim, depths=a.depths, heads=a.heads,
+            coarsen=a.coarsen, architecture=a.architecture, hidden_dim=a.hidden_dim, depths=a.depths, heads=a.heads,
             window=a.window, mlp_ratio=a.mlp_ratio, qk_norm=a.qk_norm, drop_path=a.drop_path, stem_width=a.stem_width,
             use_activation_checkpoint=a.use_activation_checkpoint,
         )  # fmt: skip
@@ -94,19 +96,29 @@ class Simulator(StepEmulator):
             task: Guards.of(task, **chosen, lengths=spec.lengths) if chosen else Guards.none
             for task, spec in tasks.items()
         }
-        unit = a.patch * self.operator.trunk.factor * (a.window or 1)
         for task, spec in tasks.items():
-            if any(size % unit for size in spec.lattice):
-                raise UpsError(
-                    f"{task}: a grid of {' x '.join(map(str, spec.lattice))} cannot be cut into tokens: "
-                    f"each axis must be a multiple of {unit} (latent.patch {a.patch} x "
-                    f"U-Net halvings {self.operator.trunk.factor} x operator.pdet.window {a.window or 1})"
-                )
+            self._check_lattice(task, spec.lattice)
+
+    def _check_lattice(self, task: str, lattice: Sequence[int]) -> None:
+        a, factor = self.architecture, self.operator.trunk.factor
+        grid = " x ".join(map(str, lattice))
+        if any(size % a.patch for size in lattice):
+            raise UpsError(
+                f"{task}: a grid of {grid} cannot be cut into latent tokens: each axis must be a multiple of {a.patch} "
+                "(latent.patch)"
+            )
+        unit = math.prod(a.coarsen) * factor * (a.window or 1)
+        if any(size % unit for size in lattice):
+            raise UpsError(
+                f"{task}: a grid of {grid} cannot be cut into the operator's tokens: each axis must be a multiple of "
+                f"{unit} (operator.pdet.coarsen {' x '.join(map(str, a.coarsen)) or 1}, halvings of a U-Net {factor}, "
+                f"operator.pdet.window {a.window or 1})"
+            )
 
     def add_corrector(self, architecture: DiffusionArchitecture) -> Corrector:
         """An untrained residual diffusion of this operator; it takes the place of another one."""
         forms = {task: self.architecture.form or spec.form for task, spec in self.tasks.items()}
-        self.corrector = Corrector(self.tasks, architecture, self.architecture.patch, forms)
+        self.corrector = Corrector(self.tasks, architecture, self.architecture.coarsen, forms)
         return self.corrector
 
     # --- codec -------------------------------------------------------------------------------------------------------

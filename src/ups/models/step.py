@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ups.models.derived import Derived
 from ups.models.emulator import Emulator, TaskSpec
 from ups.models.frame import MovingFrame
 from ups.models.layers import ModuleMap, full_precision
@@ -144,6 +145,15 @@ class Physics(nn.Module):
         self.rest = Rest(channels, form, spec.periodic)
         self.frame = MovingFrame(spec) if moving_frame and spec.galilean else None
         self.register_buffer("static", static_fields(spec))
+        self.derived = Derived(spec)
+
+    def read(self, u_hat: Float[Tensor, "batch context channel *grid"]) -> Float[Tensor, "batch read *grid"]:
+        """What a network reads of a step: the fields of every context frame, the static ones, the last frame's derived.
+
+        The frames are as the moving frame sees them, where there is one.
+        """
+        seen, derived = self.with_static(u_hat.flatten(1, 2)), self.derived(u_hat[:, -1])
+        return seen if derived is None else torch.cat([seen, derived], dim=1)
 
     def with_static(self, u_hat: Float[Tensor, "batch channel *grid"]) -> Float[Tensor, "batch more *grid"]:
         """The fields, and after them those that do not change."""
@@ -195,7 +205,7 @@ class StepEmulator(Emulator):
     def rest(
         self, u_hat: Float[Tensor, "batch channel *grid"], features: Float[Tensor, "batch feature"], task: str
     ) -> Tensor | None:
-        """The raw rest (batch, width, *grid), or None; from normalised context frames and static fields as channels."""
+        """The raw rest (batch, width, *grid), or None; from the channels that `Physics.read` gives."""
         raise NotImplementedError
 
     def advance_normalized(
@@ -212,9 +222,9 @@ class StepEmulator(Emulator):
             if physics.frame is not None:
                 u_hat, mean = physics.frame.enter(u_hat)
             base: Tensor = physics.advance_base(u_hat[:, -1], normalizer.params(params))
-            features = normalizer.features(dt, params)
+            features, seen = normalizer.features(dt, params), physics.read(u_hat)
         # The network alone runs under the caller's autocast.
-        raw = self.rest(physics.with_static(u_hat.flatten(1, 2)), features, task)
+        raw = self.rest(seen, features, task)
         with full_precision(u_hat):
             u_next = base if raw is None else base + physics.rest(raw.to(base.dtype))
             return u_next if physics.frame is None else physics.frame.leave(u_next, mean)
@@ -287,3 +297,4 @@ class StepEmulator(Emulator):
                 physics.base.measure_drift(hats())
             physics.base.fit((physics.with_static(before), after, params) for before, after, params in hats())
         physics.rest.fit(after - physics.advance_base(before, params) for before, after, params in hats())
+        physics.derived.fit(before for before, _, _ in hats())

@@ -21,7 +21,7 @@ from ups.models.emulator import Emulator, TaskSpec
 from ups.models.prior import PriorArchitecture, SteadyPrior
 from ups.models.simulator import Architecture, Simulator
 
-FORMAT = 2
+FORMAT = 3
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 CUSTOM = " (custom)"  # mark of a network whose sizes and parts are not those of the package's baselines
 Plain = TypeVar("Plain", TaskSpec, Architecture, DiffusionArchitecture, PriorArchitecture)

@@ -22,6 +22,7 @@ RightHandSide = Callable[[Tensor, Tensor, tuple[float, ...]], Tensor]
 InitialCondition = Callable[[int, tuple[Tensor, ...], Tensor, torch.Generator], Tensor]
 ExactSolution = Callable[[int, tuple[Tensor, ...], Tensor, Tensor, torch.Generator], Tensor]
 Forcing = Callable[[tuple[Tensor, ...]], Tensor]
+Derive = Callable[[Tensor, tuple[float, ...]], Tensor]
 Report = Callable[[float], None]
 
 
@@ -152,6 +153,9 @@ class Equation:
         boundary_value: of every field at Dirichlet walls, in the field's unit.
         forcing: (coordinates of each axis) -> (channel, *grid): source of each field per unit of time, which changes
             from place to place but not with time, and which the fields alone do not show; None where there is none.
+        derived: names of fields that follow from the unknowns at the same time, as the velocity does from the
+            vorticity: by what the unknowns are, not by how they change.
+        derive: (u (batch, channel, *grid), spacing) -> (batch, derived, *grid); None where nothing is derived.
         rhs: (u (batch, channel, *grid), params (batch, parameter), spacing) -> du/dt of the shape of u, by central
             differences; None where the fields alone do not determine it.
         initial_condition: (num, coordinates of each axis, params (parameter), generator) -> (num, channel, *grid)
@@ -181,6 +185,8 @@ class Equation:
     solenoidal: tuple[str, ...] = ()
     boundary_value: float = 0.0
     forcing: Forcing | None = None
+    derived: tuple[str, ...] = ()
+    derive: Derive | None = None
     rhs: RightHandSide | None = None
     initial_condition: InitialCondition | None = None
     exact: ExactSolution | None = None
@@ -189,6 +195,8 @@ class Equation:
     def __post_init__(self) -> None:
         if self.given and len(self.given) != len(self.fields):
             raise ValueError(f"{self.name}: {len(self.given)} fields are given and {len(self.fields)} sought")
+        if bool(self.derived) != (self.derive is not None):
+            raise ValueError(f"{self.name}: derived fields need both their names and how they are derived")
 
     @property
     def steady(self) -> bool:

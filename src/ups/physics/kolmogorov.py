@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -33,10 +34,21 @@ def _forcing(axes: tuple[Tensor, ...]) -> Float[Tensor, "1 x y"]:
     return (-_WAVES * torch.cos(_WAVES * y)).expand(1, len(x), -1)
 
 
+@lru_cache(maxsize=8)
+def _flow(shape: tuple[int, int], lengths: tuple[float, float], device: torch.device) -> Flow:
+    with torch.inference_mode(False):  # its tables are kept, and may be needed under gradients later
+        return Flow(shape, lengths, device)
+
+
+def _velocity(w: Float[Tensor, "batch 1 x y"], spacing: tuple[float, ...]) -> Float[Tensor, "batch 2 x y"]:
+    shape = (w.shape[-2], w.shape[-1])
+    flow = _flow(shape, (shape[0] * spacing[0], shape[1] * spacing[1]), w.device)
+    return flow.velocity(flow.fourier.forward(w[:, 0].double())).to(w.dtype)
+
+
 def _rhs(w: Float[Tensor, "batch 1 x y"], params: Float[Tensor, "batch 2"], spacing: tuple[float, ...]) -> Tensor:
     shape = (w.shape[-2], w.shape[-1])
-    flow = Flow(shape, (shape[0] * spacing[0], shape[1] * spacing[1]), w.device)
-    u, v = flow.velocity(flow.fourier.forward(w.double())).to(w.dtype).unbind(2)
+    u, v = _velocity(w, spacing)[:, :, None].unbind(1)
     nu, drag = params[:, :, None, None, None].unbind(1)
     carried = slope_periodic((u * w).mT, spacing[0]).mT + slope_periodic(v * w, spacing[1])
     viscous = laplacian_periodic(w.mT, spacing[0]).mT + laplacian_periodic(w, spacing[1])
@@ -71,6 +83,8 @@ KOLMOGOROV2D = Equation(
     make_resolution=64,
     spin_up=20.0,
     forcing=_forcing,
+    derived=("u", "v"),
+    derive=_velocity,
     rhs=_rhs,
     initial_condition=_initial_condition,
     solver=VorticitySolver(_forcing),

@@ -195,9 +195,9 @@ def tokens_of(emulator: Emulator) -> int | None:
     """Tokens of one frame, of the task that has most; None where the emulator has none."""
     if not isinstance(emulator, Simulator | SteadyPrior):
         return None
-    return max(
-        math.prod(size // emulator.codecs[task].patch for size in spec.lattice) for task, spec in emulator.tasks.items()
-    )
+    coarsen = emulator.architecture.coarsen if isinstance(emulator, Simulator) else (emulator.architecture.patch,)
+    cells = math.prod(coarsen)
+    return max(math.prod(size // cells for size in spec.lattice) for spec in emulator.tasks.values())
 
 
 def memory_remedies(settings: Settings, batch_size: int) -> list[str]:
@@ -214,7 +214,7 @@ def memory_remedies(settings: Settings, batch_size: int) -> list[str]:
         found.append("operator.pdet.use_activation_checkpoint=true (slower, the same weights)")
     return [
         *found,
-        f"a larger latent.patch: fewer tokens (now {settings.latent.patch})",
+        f"a larger operator.pdet.coarsen: fewer tokens (now {pdet.coarsen})",
         f"operator.pdet.hidden_dim below {pdet.hidden_dim}, or data.resolution below the file's",
         f"evaluation.batch_size below {settings.evaluation.batch_size}, where it ran out in a validation",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from ups.config.schema import Settings
@@ -12,11 +13,14 @@ from ups.errors import UpsError, UsageError
 from ups.models.diffusion import DiffusionArchitecture
 from ups.models.emulator import TaskSpec
 from ups.models.prior import PriorArchitecture, SteadyPrior
+from ups.models.pyramid import halvings
 from ups.models.simulator import Architecture, Simulator
 from ups.physics.equations import get_equation
 from ups.runtime import seed_everything
 
 LARGEST_PATCH = {1: 8, 2: 4, 3: 2}  # lattice cells per token and axis, by dimension (bench/results/ablations.md)
+
+DEEPEST = {1: 3, 2: 3, 3: 2}  # halvings of the lattice on the way to the operator's tokens, by dimension
 
 
 def describe_task(settings: Settings, train: TrajectorySet, statistics: FieldStatistics) -> TaskSpec:
@@ -54,6 +58,7 @@ def describe_task(settings: Settings, train: TrajectorySet, statistics: FieldSta
         param_high=tuple(float(column.max()) for column in params.T),
         galilean="galilean" in equation.symmetries,
         static=0 if equation.forcing is None else len(equation.fields),
+        derived=len(equation.derived) if settings.operator.derived_fields else 0,
         given=tuple(field.name for field in equation.given),
         given_mean=tuple(statistics.given_mean.tolist()) if settings.data.normalize else (0.0,) * len(equation.given),
         given_std=tuple(statistics.given_std.tolist()) if settings.data.normalize else (1.0,) * len(equation.given),
@@ -87,6 +92,18 @@ def choose_patch(wanted: int | str, latent_dim: int, specs: Mapping[str, TaskSpe
             "latent.dim must be at least the number of fields; raise it, or set latent.patch for a lossy codec"
         )
     return fits[0]
+
+
+def choose_coarsen(wanted: int | tuple[int, ...] | str, specs: Mapping[str, TaskSpec]) -> tuple[int, ...]:
+    """How the operator's levels coarsen the lattice: as asked, or as far as every lattice divides."""
+    if isinstance(wanted, int):
+        return (wanted,)
+    if isinstance(wanted, tuple):
+        return wanted
+    axes = max(spec.axes for spec in specs.values())
+    common = math.gcd(*(size for spec in specs.values() for size in spec.lattice))
+    twos = halvings(math.gcd(common, 2 ** DEEPEST[axes]))
+    return (2 ** len(twos),) if axes == 1 and twos else twos
 
 
 def choose_batch_size(wanted: int | str, specs: Mapping[str, TaskSpec]) -> int:
@@ -134,6 +151,7 @@ def build_simulator(settings: Settings, specs: Mapping[str, TaskSpec]) -> Simula
         Architecture(
             latent_dim=settings.latent.dim,
             patch=choose_patch(settings.latent.patch, settings.latent.dim, specs),
+            coarsen=choose_coarsen(pdet.coarsen, specs),
             base=settings.operator.base,
             form=None if settings.operator.form == "auto" else settings.operator.form,
             moving_frame=settings.operator.moving_frame,
