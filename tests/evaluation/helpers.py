@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,8 +15,13 @@ from torch import Tensor
 
 from ups.data.fields import Grid
 from ups.data.trajectories import Cut, Frames, TrajectorySet
+from ups.evaluation.evaluate import Protocol, evaluate
+from ups.models.baselines import Persistence
 from ups.models.emulator import Emulator, TaskSpec
 from ups.physics.equations import get_equation
+
+HOSTILE = "<script>alert('owned')</script>"
+"""A name that would be a script, were it not escaped."""
 
 
 class Held(Frames):
@@ -188,3 +195,41 @@ class Elements(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+
+def write_run(
+    folder: Path, tasks: tuple[str, ...] = ("advection1d",), *, name: str = "run", drawn: bool = False, **files: str
+) -> Path:
+    """A run's folder as the pipeline leaves it, with a short log; `drawn`: two of the emulators draw ensembles."""
+    makers = {
+        "advection1d": lambda: make_set("advection1d", travelling_sines(num=5)),
+        "burgers1d": lambda: make_set("burgers1d", travelling_sines(num=4, frames=6)),
+        "reaction_diffusion2d": lambda: make_set("reaction_diffusion2d", bumps()),
+    }
+    run = folder / name
+    run.mkdir(parents=True)
+    sets = {task: makers[task]() for task in tasks}
+    emulators = {
+        "ups": Steps(sets, lambda u: 1.01 * shifted(u)),
+        "persistence": Persistence({task: spec_of(one) for task, one in sets.items()}),
+        HOSTILE: Steps(sets, lambda u: 1.1 * shifted(u), name=HOSTILE),
+    }
+    if drawn:
+        emulators["ups"] = Draws(sets, lambda u: 1.01 * shifted(u), sigma=0.1)
+        emulators[HOSTILE] = Draws(sets, lambda u: 1.1 * shifted(u), sigma=0.1, name=HOSTILE)
+    evaluate(emulators, sets, protocol=Protocol()).save(run / "evaluation", "full")
+    records = [
+        {"stage": "operator", "step": step, "loss": 1 / step, "lr": 1e-3, "elapsed": 0.1 * step} for step in range(1, 9)
+    ]
+    records += [
+        {"stage": "operator", "step": 4, "valid_nrmse": 0.2, "best_nrmse": 0.2},
+        {"stage": HOSTILE, "step": 1, "loss": None},
+    ]
+    (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + '{"stage": "torn')
+    (run / "config.yaml").write_text(f"name: {json.dumps(HOSTILE)}\n")
+    (run / "metadata.json").write_text(
+        json.dumps({"created_at": "2030-01-02T03:04:05+00:00", "versions": {HOSTILE: "1"}})
+    )
+    for file, text in files.items():
+        (run / file).write_text(text)
+    return run
