@@ -79,6 +79,15 @@ def test_what_validations_score_is_called_by_its_name(tmp_path: Path, stage: str
     assert "best 0.25" in line
 
 
+def test_poor_ensembles_are_told_while_their_stage_trains_and_when_it_is_done(tmp_path: Path) -> None:
+    poor = [record(step, "diff_residual", valid_crps=0.3, operator_crps=0.2) for step in (200, 400)]
+    told = "no better than the operator alone"
+    write(tmp_path / "run", poor)
+    assert told in watch_once(tmp_path / "run", width=200)
+    write(tmp_path / "run", [*poor, record(20, "consistency_distill", loss=1.0)])
+    assert told in watch_once(tmp_path / "run", width=200)
+
+
 def test_a_log_that_grows_line_by_line_can_be_watched_at_any_byte(tmp_path: Path) -> None:
     run = tmp_path / "run"
     write(run, [record(step, **metrics(step)) for step in (20, 40, 60)])

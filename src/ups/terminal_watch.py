@@ -87,7 +87,7 @@ def _summary(stage: str, records: Sequence[Record]) -> str:
     parts = [f"{_plain(stage)}: {max(int(r['step']) for r in records)} steps"]
     parts += [duration(elapsed[-1])] if elapsed else []
     parts += [f"best validation {score_of(stage)} {min(scores):.4g}"] if scores else []
-    parts += [str(f.what) for f in judge(records) if f.severity == "bad"]
+    parts += [str(f.what) for f in judge(records) if f.severity == "bad" or f.kind == "ensemble"]
     return ", ".join(parts)
 
 

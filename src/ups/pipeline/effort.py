@@ -33,7 +33,7 @@ CHOICE = ((3, 8), (2, 8), (2, 4))  # members and trajectories of the ensembles t
 CALIBRATION = ((4, 16), (3, 8), (2, 8), (2, 4))  # and of those that the spread is chosen by
 CHOICE_STEPS, CALIBRATION_STEPS = 2, 4  # of the sampler, at most
 DISTANCE_BATCHES = 2  # that a student's distance to its teacher is measured on
-TIMED_STEPS = 2  # of which the faster one counts
+QUICK = 0.01  # of a budget in seconds: a step within it is timed twice, as the first one warms up
 
 EVALUATIONS = {"heun": 2, "euler": 1}
 """How often a sampler's step calls the network."""
@@ -187,8 +187,10 @@ def expected_steps(
             torch.cuda.synchronize(workspace.device)
         return clock() - start
 
-    seconds = min(step() for _ in range(TIMED_STEPS)) * training.accum_steps
+    seconds = step()
+    if seconds < QUICK * budget.amount:
+        seconds = min(seconds, step())
     objective.module.zero_grad()
-    steps = max(1, round(budget.amount / seconds))
+    steps = max(1, round(budget.amount / (seconds * training.accum_steps)))
     workspace.records.finish(record, made_for, time.perf_counter() - began, steps=steps)
     return steps

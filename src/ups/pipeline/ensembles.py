@@ -91,7 +91,11 @@ def calibrate(workspace: Workspace, stage: str, simulator: Simulator, size: Ense
             "every validation ensemble diverged; train the residual diffusion longer, or lower its rate"
         )
     corrector.widen(best)
-    progress.finish(f"samples spread {best:g} times as far as trained: CRPS {tried[best]:.3g} over the field's size")
+    alone = operator_error(workspace, simulator, size)
+    progress.finish(
+        f"samples spread {best:.3g} times as far as trained: "
+        f"CRPS {tried[best]:.3g} over the field's size, {alone:.3g} of the operator alone"
+    )
 
 
 def best_widening(score: Callable[[float], float]) -> float:

@@ -73,9 +73,8 @@ def run_pipeline(
 
 
 def _ailments(workspace: Workspace) -> tuple[str, ...]:
-    """What the log says of its stages that spoils what they left behind."""
-    found = findings_of(workspace.run_dir)
-    return tuple(f"{one.stage}: {one}" for one in found if one.severity == "bad" or one.kind == "ensemble")
+    """What the log says of what the stages left behind; how they trained is for `ups watch` and the report."""
+    return tuple(f"{one.stage}: {one}" for one in findings_of(workspace.run_dir) if one.kind == "ensemble")
 
 
 def _note_end(workspace: Workspace, outcome: RunOutcome) -> None:
