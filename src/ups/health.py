@@ -272,8 +272,8 @@ def judge_ensemble(stage: str, records: Sequence[Record]) -> Finding | None:
         what += f", and {diverged} of {diverged + len(scores)} diverged" if diverged else ""
     return Finding(
         stage, "ensemble", "warning", what,
-        f"give stages.{stage} more seconds, or epochs: 0, which predicts without members; where it diverges, lower "
-        f"stages.{stage}.optimizer.lr",
+        f"give stages.operator and stages.{stage} more seconds (large errors grow where they are corrected step by "
+        f"step), or stages.{stage}.epochs=0, which predicts without members",
     )  # fmt: skip
 
 
