@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -74,6 +75,16 @@ def test_the_solution_is_one_frame_that_vanishes_at_the_walls() -> None:
     u = run(make_prior(origin=(0.0, 0.0)), media(3, 8))[:, 0, 0]
     assert float(u[:, 0].abs().max()) == float(u[:, :, 0].abs().max()) == 0.0
     assert float(u[:, 1:, 1:].abs().min()) > 0
+
+
+def test_conductivities_are_bounded_where_what_is_given_is_far_from_its_mean() -> None:
+    """Eight deviations away, exp(2 a) would be of ten million."""
+    parts, u = Divergences(1, 2), torch.randn(1, 1, 8, 8)
+    far = [parts(u, torch.full_like(u, value)).detach() for value in (8.0, 80.0)]
+    torch.testing.assert_close(*far, rtol=0, atol=0)
+    assert float(far[0].abs().max()) < 1e4
+    near = parts(u, torch.ones_like(u)).detach()
+    assert float((near[:, 1] / near[:, 0]).mean()) == pytest.approx(math.exp(4.0), rel=1e-4)
 
 
 @torch.no_grad()

@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from ups.models.layers import pad_axis
 
 SLOPES = 2.0  # conductivities start between exp(-SLOPES a) and exp(SLOPES a), for a of unit variance
+LARGEST = 5.0  # |log| of a conductivity: one of a thousand, where a is far from its mean, drowns all else
 
 
 class Divergences(nn.Module):
     """div(kappa grad u) in units of the spacing, kappa = exp(slope a + level) in a cell, harmonic means between cells.
+
+    The exponent is bounded.
 
     Nothing flows through the walls: what does is for the network to find, which knows where they are.
 
@@ -32,7 +35,7 @@ class Divergences(nn.Module):
     ) -> Float[Tensor, "batch channel_times_heads *grid"]:
         shape = (-1, *[1] * (u.ndim - 2))
         u, a = (field.repeat_interleave(self.heads, dim=1) for field in (u, a))
-        resistance = torch.exp(-(self.slope.reshape(shape) * a + self.level.reshape(shape)))
+        resistance = torch.exp(-(self.slope.reshape(shape) * a + self.level.reshape(shape)).clamp(-LARGEST, LARGEST))
         total = torch.zeros_like(u)
         for axis in range(2, u.ndim):
             faces = u.shape[axis] + 1
