@@ -23,6 +23,21 @@ def test_padding_of_any_width_is_numpys(size: int, width: int, periodic: bool) -
     torch.testing.assert_close(pad_axis(u, 2, width, width, periodic), torch.from_numpy(wanted), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("periodic", [(True, True), (False, False), (True, False)])
+@pytest.mark.parametrize(("size", "width"), [((5, 4), 1), ((3, 5), 3)])
+def test_the_gradient_of_a_padded_field_is_the_one_of_its_copies(
+    size: tuple[int, int], width: int, periodic: tuple[bool, bool]
+) -> None:
+    u = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(2, 3, *(one + 2 * width for one in size), dtype=torch.float64)
+    (pad_grid(u, width, periodic) * weights).sum().backward()
+    found, u.grad = u.grad, None
+    one_axis = pad_axis(u, 2, width, width, periodic[0])
+    (pad_axis(one_axis, 3, width, width, periodic[1]) * weights).sum().backward()
+    assert found is not None
+    torch.testing.assert_close(found, u.grad)
+
+
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_a_periodic_convolution_commutes_with_translation(axes: int) -> None:
     conv = BoundaryConv(axes, 2, 3, 3)

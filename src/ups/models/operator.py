@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -177,6 +178,8 @@ class LatentOperator(nn.Module):
         periodic: Sequence[bool],
     ) -> Float[Tensor, "batch rest *grid"]:
         condition = self.conditioner(task, features)
+        if u.ndim == 4:  # convolutions of few channels are a third faster on a CPU with the channels innermost
+            u = u.contiguous(memory_format=torch.channels_last)
         fine = self.inlets[task](u, periodic)
         fine = self.pyramid(fine, condition, periodic, lambda tokens: self.trunk(tokens, condition, periodic))
         rest: Tensor = self.outlets[task](fine, periodic)
