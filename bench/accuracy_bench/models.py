@@ -95,7 +95,5 @@ def build_network(model: Model, specs: Mapping[str, TaskSpec], recipe: Recipe) -
         return maker(spec, channels_in, channels_out, **sizes)
 
     if model.structural:
-        return NetworkEmulator(
-            specs, model.architecture, make, base="linear", form=None, moving_frame=True, derived=True
-        )
+        return NetworkEmulator(specs, model.architecture, make, base="auto", form=None, moving_frame=True, derived=True)
     return NetworkEmulator(specs, model.architecture, make)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from tests.models.helpers import make_spec
+from torch import Tensor
 
 from ups.models.simulator import Architecture, Simulator
 from ups.models.step import Rest
+from ups.models.store import load_model, save_model
 
 
 @pytest.mark.parametrize("periodic", [True, False])
@@ -102,3 +106,44 @@ def test_only_cells_beside_a_wall_gain_or_lose_through_open_walls() -> None:
     through = rest(raw) - closed
     assert through[:, :, [0, -1]].abs().min() > 0
     assert through[:, :, 1:-1].abs().max() == 0
+
+
+def pairs_of(move: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    frames = 0.3 + 1.7 * torch.randn(200, 1, 32)
+    return [(frames, move(frames), torch.zeros(200, 0))]
+
+
+@pytest.mark.parametrize(
+    ("move", "wanted"),
+    [
+        (lambda u: u.roll(1, -1), True),  # all of the step is linear
+        (lambda u: u.roll(1, -1) + 0.3 * u.square(), True),  # most of it is
+        (lambda u: u + 0.3 * torch.sin(9 * u), False),  # next to nothing of it is
+    ],
+)
+def test_the_linear_propagator_is_the_base_only_where_it_explains_a_part_of_the_step(
+    move: Callable[[Tensor], Tensor], wanted: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    simulator = Simulator({"task": make_spec()}, Architecture(latent_dim=16, patch=4, hidden_dim=16, heads=2))
+    simulator.fit("task", pairs_of(move))
+    physics = simulator.physics["task"]
+    assert physics.is_linear is wanted
+    assert physics.base_leaves is not None
+    assert (physics.base_leaves < 0.95) is wanted
+    u = torch.randn(2, 1, 32)
+    moved = not torch.equal(physics.advance_base(u, torch.zeros(2, 0)), u)
+    assert moved is wanted
+    save_model(simulator, tmp_path)
+    found = load_model(tmp_path)
+    assert isinstance(found, Simulator)
+    assert found.physics["task"].is_linear is wanted
+
+
+@pytest.mark.parametrize("base", ["linear", "persistence"])
+def test_a_base_that_is_asked_for_is_the_base(base: str) -> None:
+    torch.manual_seed(0)
+    sizes = Architecture(latent_dim=16, patch=4, hidden_dim=16, heads=2, base=base)
+    simulator = Simulator({"task": make_spec()}, sizes)
+    simulator.fit("task", pairs_of(lambda u: u.roll(1, -1) if base == "persistence" else u + 0.3 * torch.sin(9 * u)))
+    assert simulator.physics["task"].is_linear is (base == "linear")

@@ -37,7 +37,7 @@ class Architecture:
     latent_dim: int = 64
     patch: int = 8
     coarsen: tuple[int, ...] = (8,)
-    base: str = "linear"
+    base: str = "auto"
     form: str | None = None
     moving_frame: bool = True
     architecture: str = "pdet_stack"

@@ -27,6 +27,9 @@ from ups.physics.equations import get_equation
 REST_PER_FIELD = {"flux": (1, 0), "flux_open": (1, 1), "flux_source": (1, 1), "increment": (0, 1)}
 """Fluxes per axis and sources of each form."""
 
+LINEAR_PAYS = 0.95
+"""Share of a step up to which the linear propagator is worth its noise and its time (bench/results/ablations.md)."""
+
 
 class Rest(nn.Module):
     """Reads the operator's raw output as fluxes, sources or increments, scaled to what the base leaves over.
@@ -123,13 +126,21 @@ def beside_walls(shape: Sequence[int], periodic: Sequence[bool], device: torch.d
 
 
 class Physics(nn.Module):
-    """What a step knows without learning: linear base, form of the rest, moving frame and forcing, for one task."""
+    """What a step knows without learning: base, form of the rest, moving frame, forcing, derived fields, for one task.
+
+    Attributes:
+        is_linear: whether the linear propagator is the base; otherwise the last frame is. Base `auto` learns it in
+            fitting, and keeps it in the state of the module.
+        base_leaves: |u_{t+dt} - B u_t| / |u_{t+dt} - u_t| over the pairs of frames fitted to; None before.
+    """
 
     static: Tensor
 
     def __init__(self, spec: TaskSpec, base: str, form: str, moving_frame: bool) -> None:
         super().__init__()
         channels = len(spec.fields)
+        self.chooses, self.is_linear = base == "auto", base != "persistence"
+        self.base_leaves: float | None = None
         self.base = (
             LinearPropagator(
                 spec.lattice,
@@ -139,7 +150,7 @@ class Physics(nn.Module):
                 spec.conserved,
                 static=spec.static,
             )
-            if base == "linear"
+            if self.is_linear
             else None
         )
         self.rest = Rest(channels, form, spec.periodic)
@@ -162,7 +173,35 @@ class Physics(nn.Module):
         return torch.cat([u_hat, self.static.expand(len(u_hat), *self.static.shape)], dim=1)
 
     def advance_base(self, u_hat: Tensor, params: Tensor) -> Tensor:
-        return u_hat if self.base is None else self.base(self.with_static(u_hat), params)
+        if self.base is None or not self.is_linear:
+            return u_hat
+        moved: Tensor = self.base(self.with_static(u_hat), params)
+        return moved
+
+    @torch.no_grad()
+    def choose_base(self, pairs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Takes the last frame as base where the fitted propagator leaves nearly as much of a step to be learned.
+
+        Args:
+            pairs: batches of normalised (u_t, u_{t+dt}, params), as the step meets them.
+        """
+        if self.base is None:
+            return
+        left = moved = 0.0
+        for before, after, params in pairs:
+            left += float((after - self.base(self.with_static(before), params)).square().sum(dtype=torch.float64))
+            moved += float((after - before).square().sum(dtype=torch.float64))
+        self.base_leaves = math.sqrt(left / moved) if moved > 0 else 1.0
+        if self.chooses:
+            self.is_linear = self.base_leaves < LINEAR_PAYS
+
+    def get_extra_state(self) -> Tensor:
+        """Which base it is, for `state_dict`."""
+        return torch.tensor(self.is_linear)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Takes over which base it is, from `state_dict`."""
+        self.is_linear = bool(state)
 
     def seen_by_step(self, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
         """A pair of normalised frames a step apart (batch, channel, *grid), as base and rest meet them."""
@@ -189,7 +228,8 @@ class StepEmulator(Emulator):
     """An emulator whose step is base plus rest; subclasses say where the rest comes from.
 
     Args:
-        base: `linear` (fitted propagator) or `persistence`.
+        base: `linear` (fitted propagator), `persistence` (the last frame), or `auto`: the first, if it explains a part
+            of the step that is worth it.
         form: how the rest is read; None takes each equation's own.
         moving_frame: take the mean velocity out of the step where the equation is Galilean-invariant.
     """
@@ -296,5 +336,6 @@ class StepEmulator(Emulator):
                 physics.base.choose_knots(torch.cat([normalizer.params(params) for _, _, params in pairs]))
                 physics.base.measure_drift(hats())
             physics.base.fit((physics.with_static(before), after, params) for before, after, params in hats())
+            physics.choose_base(hats())
         physics.rest.fit(after - physics.advance_base(before, params) for before, after, params in hats())
         physics.derived.fit(before for before, _, _ in hats())

@@ -140,6 +140,11 @@ def _fit(workspace: Workspace, emulator: Emulator) -> None:
         emulator.to("cpu")  # a second's work in float64
         for task, train in workspace.splits["train"].items():
             emulator.fit(task, fit_pairs(train, rng))
+            physics = emulator.physics[task]
+            if physics.chooses and physics.base_leaves is not None:
+                taken = "linear" if physics.is_linear else "the last frame"
+                share = f"a linear propagator leaves {physics.base_leaves:.3g} of a step to be learned"
+                workspace.progress.say(f"base of {task}: {taken} ({share})")
         emulator.to(workspace.device)
 
 
