@@ -27,7 +27,7 @@ from ups.physics.equations import get_equation
 REST_PER_FIELD = {"flux": (1, 0), "flux_open": (1, 1), "flux_source": (1, 1), "increment": (0, 1)}
 """Fluxes per axis and sources of each form."""
 
-LINEAR_PAYS = 0.95
+LINEAR_PAYS = 0.5
 """Share of a step up to which the linear propagator is worth its noise and its time (bench/results/ablations.md)."""
 
 
