@@ -117,7 +117,7 @@ def pairs_of(move: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, Tensor, Ten
     ("move", "wanted"),
     [
         (lambda u: u.roll(1, -1), True),  # all of the step is linear
-        (lambda u: u.roll(1, -1) + 0.3 * u.square(), True),  # most of it is
+        (lambda u: u.roll(1, -1) + 0.1 * u.square(), True),  # most of it is
         (lambda u: u + 0.3 * torch.sin(9 * u), False),  # next to nothing of it is
     ],
 )
