@@ -17,7 +17,8 @@ _SIZE, _FINEST, _WAVES = 3.0, 4.0, 12
 def random_source(
     num: int, axes: tuple[Float[Tensor, " _"], ...], params: Tensor, generator: torch.Generator
 ) -> Float[Tensor, "num 1 x y"]:
-    """Smooth Gaussian random fields of deviation 3 over the square: cosines whose variance is exp(-|k|² / 16).
+    """Smooth Gaussian random fields of deviation 3 over the square, and of 6 at its corners: cosines of variance
+    exp(-|k|² / 16).
 
     Args:
         num: fields to draw.
