@@ -59,6 +59,7 @@ def test_a_place_that_refuses_is_known_before_anything_is_written(tmp_path: Path
     assert unwritable(tmp_path / "file") is None
     assert unwritable(tmp_path) == f"{tmp_path} is a folder; name the file to write"
     assert "its folder is not there and cannot be made" in str(unwritable(tmp_path / "file" / "inside"))
+    assert "choose a shorter name" in str(unwritable(tmp_path / ("n" * 300)))
     assert sorted(tmp_path.rglob("*")) == before
     with pytest.raises(UpsError, match="cannot be written"):
         require_writable(tmp_path / "file" / "inside")

@@ -29,10 +29,10 @@ def unwritable(path: Path) -> str | None:
 
     Tried with a nameless file in its folder, or in the nearest folder above it that exists.
     """
-    if path.is_dir():
-        return f"{path} is a folder; name the file to write"
     place = path.parent
     try:
+        if path.is_dir():
+            return f"{path} is a folder; name the file to write"
         while not place.exists():
             place = place.parent
         with tempfile.TemporaryFile(dir=place):

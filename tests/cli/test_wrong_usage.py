@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ def test_a_folder_that_is_no_run_is_wrong_usage(cli: Ups, tmp_path: Path, comman
         ["train", "none.yaml"],
         ["data", "inspect", "none.h5"],
         ["data", "inspect", "."],
+        ["data", "inspect", "n" * 300],
         ["data", "make", "burger1d", "--out", "o.h5", "--samples", "1", "--seed", "0"],
         ["data", "make", "burgers1d", "--out", "o.h5", "--samples", "1", "--seed", "0", "mu=1"],
         ["data", "make", "burgers1d", "--out", "o.h5", "--samples", "0", "--seed", "0"],
@@ -54,6 +56,7 @@ def test_a_folder_that_is_no_run_is_wrong_usage(cli: Ups, tmp_path: Path, comman
         ["push", "run", "name"],
         ["watch", "none", "--once"],
         ["report", "none"],
+        ["report", "n" * 300],
         ["board", "--runs-dir", "none"],
     ],
 )
@@ -67,6 +70,16 @@ def test_what_was_typed_wrongly_exits_2(
     assert (done.code, done.out) == (2, ""), done.err
     assert done.err.strip()
     assert "Traceback" not in done.err
+
+
+def test_a_path_that_cannot_be_looked_at_is_named_with_why(cli: Ups, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    done = cli("report", "closed/run")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "error: closed/run/config.yaml: Permission denied; check the path and its permissions\n"
 
 
 AT_ONCE = [

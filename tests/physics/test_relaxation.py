@@ -106,6 +106,12 @@ def test_a_source_that_is_zero_leaves_nothing() -> None:
     torch.testing.assert_close(u[2:], solved(f[2:]), rtol=1e-7, atol=1e-8)
 
 
+def test_a_solution_does_not_depend_on_those_solved_beside_it() -> None:
+    f = sources(6)
+    f[1] *= 0.01
+    torch.testing.assert_close(solved(f), torch.cat([solved(one[None]) for one in f]), rtol=0, atol=1e-13)
+
+
 def test_sources_are_of_the_size_they_are_said_to_have_and_functions_of_the_coordinates() -> None:
     assert float(sources(400, 16).std()) == pytest.approx(3.0, rel=0.05)
     torch.testing.assert_close(sources(2, 48)[..., 1::3, 1::3], sources(2, 16))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from types import FrameType
@@ -10,9 +11,11 @@ from typing import NoReturn
 import typer
 
 from ups.cli.shared import app
-from ups.errors import UpsError
+from ups.errors import UpsError, UsageError
 
 CONTINUING = ("run", "train")
+UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
+"""Errors of a path that cannot even be looked at."""
 
 
 def main() -> None:
@@ -42,6 +45,13 @@ def main() -> None:
         if received and end.code:
             _stopped(received[0])
         raise
+    except OSError as error:
+        if received:
+            _stopped(received[0])
+        if error.errno not in UNREACHABLE or error.filename is None:
+            raise
+        typer.echo(f"error: {error.filename}: {error.strerror}; check the path and its permissions", err=True)
+        sys.exit(UsageError.exit_code)
     except BaseException:
         if received:
             _stopped(received[0])

@@ -41,6 +41,8 @@ class RelaxationSolver:
     ) -> Float[Tensor, "batch 2 1 x y"]:
         """The sources `u0` and the solutions, as the two frames of a trajectory; `times` are two stamps.
 
+        A sample that is solved is left as it is while others are not, so that its values do not depend on theirs.
+
         Raises:
             UpsError: another number of times, or Newton's method does not end.
         """
@@ -58,12 +60,13 @@ class RelaxationSolver:
         size = norm(source).clamp(min=torch.finfo(torch.float64).tiny)
         for _ in range(NEWTON_STEPS):
             residual = rate(u)
-            worst = float((norm(residual) / size).max())
-            if worst <= self.tolerance:
+            left = norm(residual) / size
+            solved = left <= self.tolerance
+            if bool(solved.all()):
                 report(1.0)
                 return torch.stack([u0.double(), u[:, None]], dim=1)
-            u = u + newton_step(residual, 1 + 3 * u.square(), diffusion * waves, cosine)
-        raise UpsError(f"relaxation2d: the residual is still {worst:.2g} of the source; is the source finite?")
+            u = torch.where(solved, u, u + newton_step(residual, 1 + 3 * u.square(), diffusion * waves, cosine))
+        raise UpsError(f"relaxation2d: the residual is still {left.max():.2g} of the source; is the source finite?")
 
     def refinement(self, resolution: int, params: tuple[float, ...]) -> int:
         """None: random sources are resolved by any grid that is trained on."""
@@ -85,10 +88,12 @@ def newton_step(
     ahead = direction = cosine.inverse(near * cosine.forward(left))
     product, goal = inner(left, ahead), INNER * norm(residual)
     for _ in range(GRADIENT_STEPS):
-        if bool((norm(left) <= goal).all()):
+        solved = norm(left) <= goal
+        if bool(solved.all()):
             break
         bent = stiffness * direction + cosine.inverse(damping * cosine.forward(direction))
         length = product / inner(direction, bent).clamp(min=torch.finfo(torch.float64).tiny)
+        length = torch.where(solved, 0.0, length)
         found, left = found + length * direction, left - length * bent
         ahead = cosine.inverse(near * cosine.forward(left))
         before, product = product, inner(left, ahead)
