@@ -9,7 +9,7 @@ import torch
 from tests.models.helpers import make_spec
 from torch import Tensor
 
-from ups.models.baselines import NetworkEmulator
+from ups.models.baselines import LinearEmulator, NetworkEmulator
 from ups.models.derived import Derived
 from ups.models.simulator import Architecture, Simulator
 from ups.physics.equations import EQUATIONS, get_equation
@@ -36,6 +36,18 @@ def test_the_velocity_of_a_known_flow_is_found_from_its_vorticity(mean: float) -
     derive = get_equation(FLOW).derive
     assert derive is not None
     torch.testing.assert_close(derive(w + mean, (2 * math.pi / 32,) * 2), velocity, atol=1e-5, rtol=1e-5)
+
+
+def test_a_gradient_passes_after_fields_were_first_derived_in_inference_mode() -> None:
+    """What is kept of a grid from one call to the next must not be a tensor that knows no gradients."""
+    derive, spacing = get_equation(FLOW).derive, (2 * math.pi / 20,) * 2  # a grid that no other test has
+    assert derive is not None
+    with torch.inference_mode():
+        derive(torch.randn(1, 1, 20, 20), spacing)
+    w = torch.randn(1, 1, 20, 20, requires_grad=True)
+    derive(w, spacing).square().sum().backward()
+    assert w.grad is not None
+    assert w.grad.any()
 
 
 def test_every_equation_derives_as_many_fields_as_it_names() -> None:
@@ -85,5 +97,6 @@ def test_the_network_reads_them_and_a_gradient_passes_through_them() -> None:
 def test_a_plain_baseline_is_not_shown_them() -> None:
     plain = NetworkEmulator({FLOW: spec_of()}, "fno")
     assert plain.tasks[FLOW].channels_read == 2
+    assert LinearEmulator({FLOW: spec_of()}).physics[FLOW].derived.derive is None, "it has no network to show them to"
     helped = NetworkEmulator({FLOW: spec_of()}, "fno", base="linear", form=None, derived=True)
     assert helped.tasks[FLOW].channels_read == 4

@@ -1,7 +1,8 @@
-"""Where the time of a training's checkpoints goes."""
+"""Where the time of a training's checkpoints goes, and what would take less memory."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from ups.pipeline.plan import TimedStore
+from ups.config.names import setting_names
+from ups.config.schema import Settings
+from ups.pipeline.plan import TimedStore, memory_remedies
 from ups.timing import Timings
 from ups.training import saver as saving
 from ups.training.checkpoint import CheckpointStore
@@ -41,3 +44,16 @@ def test_what_training_stands_still_for_a_background_save_is_time_of_checkpoints
         time.sleep(0.6)  # trains on while the second is saved
     assert 0.45 < timings.parts["checkpoints"].seconds == pytest.approx(saver.stalled, abs=0.1)
     assert timings.parts["train"].seconds >= 0.6
+
+
+@pytest.mark.parametrize(
+    ("task", "network", "other"), [("burgers1d", "operator", "prior"), ("darcy2d", "prior", "operator")]
+)
+def test_less_memory_is_asked_of_settings_that_the_task_has(task: str, network: str, other: str) -> None:
+    settings = Settings.model_validate({"task": task, "training": {"rollout_horizon": 3, "lambda_rollout": 1.0}})
+    named = set(re.findall(r"\w+(?:\.\w+)+", " ".join(memory_remedies(settings, 4))))
+    assert named <= set(setting_names())
+    groups = {name.partition(".")[0] for name in named}
+    assert network in groups
+    assert other not in groups
+    assert ("training.rollout_horizon" in named) == (network == "operator")

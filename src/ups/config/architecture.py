@@ -40,7 +40,7 @@ class LatentSettings(Group):
 
 
 class PdetSettings(Group):
-    """The transformer that mixes tokens."""
+    """The operator's network: a transformer that mixes tokens, between convolutional levels."""
 
     hidden_dim: PositiveInt = 64
     """Width of a token inside the blocks."""

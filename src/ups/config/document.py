@@ -46,6 +46,9 @@ END = """## What else is refused
 Some rules can be told only once data and model are known; `ups check` tells them before training:
 
 - `latent.patch` must divide the grid, and a token needs room for the values of a cell (`latent.dim`);
+- the grid must be a multiple of the factors of `operator.pdet.coarsen`, the halvings of `pdet_unet` and
+  `operator.pdet.window`, all multiplied; of a steady problem, of `prior.patch`;
+- `operator.form` where the fields of an equation cannot change so;
 - a loss term that is zero by construction: `training.lambda_inv_enc` and `lambda_inv_dec` where the codec loses
   nothing, `lambda_conservation` where steps are fluxes through the faces of cells and the codec loses nothing;
 - a prior or a guard that an equation has nothing for, such as `lambda_divergence` without a solenoidal vector;

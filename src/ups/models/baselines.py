@@ -37,13 +37,18 @@ class Persistence(Emulator):
         return spec.steady or super().takes_grid(grid, spec)  # the mean of a steady problem is there for any grid
 
 
+def without_derived(tasks: Mapping[str, TaskSpec]) -> dict[str, TaskSpec]:
+    """The tasks of a model that nothing is derived for."""
+    return {task: replace(spec, derived=0) for task, spec in tasks.items()}
+
+
 class LinearEmulator(StepEmulator):
     """The least-squares linear propagator alone (`propagator.py`); fitted, not trained."""
 
     name = "linear"
 
     def __init__(self, tasks: Mapping[str, TaskSpec]) -> None:
-        super().__init__(tasks, base="linear")
+        super().__init__(without_derived(tasks), base="linear")
 
     def rest(self, u_hat: Tensor, features: Tensor, task: str) -> Tensor | None:
         return None
@@ -95,8 +100,7 @@ class NetworkEmulator(StepEmulator):
         moving_frame: bool = False,
         derived: bool = False,
     ) -> None:
-        if not derived:
-            tasks = {task: replace(spec, derived=0) for task, spec in tasks.items()}
+        tasks = tasks if derived else without_derived(tasks)
         super().__init__(tasks, base=base, form=form, moving_frame=moving_frame)
         self.parts = {"base": base, "form": form, "moving_frame": moving_frame, "derived": derived}
         plain = {"base": "persistence", "form": "increment", "moving_frame": False, "derived": False}

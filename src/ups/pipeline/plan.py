@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+from ups.config.architecture import PriorSettings
 from ups.config.learning import OptimizerSettings
 from ups.config.load import resolved
 from ups.config.schema import Settings
@@ -21,6 +22,7 @@ from ups.models.emulator import Emulator
 from ups.models.prior import SteadyPrior
 from ups.models.simulator import Simulator
 from ups.models.store import save_model
+from ups.physics.equations import get_equation
 from ups.pipeline.tracking import open_sinks
 from ups.pipeline.workspace import Workspace
 from ups.training.checkpoint import CheckpointStore
@@ -202,21 +204,38 @@ def tokens_of(emulator: Emulator) -> int | None:
 
 def memory_remedies(settings: Settings, batch_size: int) -> list[str]:
     """The settings that would reduce what a training step needs, as they stand."""
-    training, pdet = settings.training, settings.operator.pdet
+    training = settings.training
     found = []
     if batch_size > 1:
         found.append(
             f"training.batch_size={batch_size // 2} training.accum_steps={2 * training.accum_steps} (the same gradient)"
         )
-    if training.rollout_horizon > 1:
-        found.append(f"training.rollout_horizon={training.rollout_horizon - 1}")
+    steady = get_equation(settings.data.task[0]).steady
+    return [
+        *found,
+        *(_remedies_of_prior(settings.prior) if steady else _remedies_of_operator(settings)),
+        "data.resolution below the file's",
+        f"evaluation.batch_size below {settings.evaluation.batch_size}, where it ran out in a validation",
+    ]
+
+
+def _remedies_of_prior(prior: PriorSettings) -> list[str]:
+    return [
+        f"a larger prior.patch: fewer tokens (now {prior.patch})",
+        f"prior.hidden_dim below {prior.hidden_dim}",
+        *([f"prior.num_steps below {prior.num_steps}"] if prior.num_steps > 1 else []),
+    ]
+
+
+def _remedies_of_operator(settings: Settings) -> list[str]:
+    horizon, pdet = settings.training.rollout_horizon, settings.operator.pdet
+    found = [f"training.rollout_horizon={horizon - 1}"] if horizon > 1 else []
     if not pdet.use_activation_checkpoint:
         found.append("operator.pdet.use_activation_checkpoint=true (slower, the same weights)")
     return [
         *found,
         f"a larger operator.pdet.coarsen: fewer tokens (now {pdet.coarsen})",
-        f"operator.pdet.hidden_dim below {pdet.hidden_dim}, or data.resolution below the file's",
-        f"evaluation.batch_size below {settings.evaluation.batch_size}, where it ran out in a validation",
+        f"operator.pdet.hidden_dim below {pdet.hidden_dim}",
     ]
 
 
