@@ -46,13 +46,13 @@ class Recipe:
 
 
 STARTS: dict[tuple[str, int], Recipe] = {
-    ("fno", 1): Recipe({"width": 32, "modes": 32, "position": False}, lr=4e-3),
+    ("fno", 1): Recipe({"width": 32, "modes": 32, "position": False}, lr=4e-3, batch_size=32),
     ("fno", 2): Recipe({"width": 20, "modes": 12, "position": False}, lr=4e-3),
-    ("unet", 1): Recipe({"width": 16, "levels": 4}, lr=2e-3),
+    ("unet", 1): Recipe({"width": 16, "levels": 4}, lr=2e-3, batch_size=32),
     ("unet", 2): Recipe({"width": 16, "levels": 3}, lr=2e-3),
-    ("neuralop_fno", 1): Recipe({"width": 32, "modes": 32}, lr=4e-3),
+    ("neuralop_fno", 1): Recipe({"width": 32, "modes": 32}, lr=4e-3, batch_size=32),
     ("neuralop_fno", 2): Recipe({"width": 20, "modes": 12}, lr=4e-3),
-    ("neuralop_uno", 1): Recipe({"width": 32, "modes": 16}, lr=2e-3),
+    ("neuralop_uno", 1): Recipe({"width": 32, "modes": 16}, lr=2e-3, batch_size=32),
     ("neuralop_uno", 2): Recipe({"width": 16, "modes": 12}, lr=2e-3),
     ("pdetransformer", 2): Recipe({"width": 24, "blocks": 1, "levels": 2, "patch": 4}, lr=1e-3),
 }
@@ -60,7 +60,9 @@ STARTS: dict[tuple[str, int], Recipe] = {
 
 RECIPES: dict[tuple[str, int], Recipe] = {
     **STARTS,
-    ("fno", 1): Recipe({"width": 32, "modes": 32, "position": True, "layers": 3}, lr=8e-3, weight_decay=0.0),
+    ("fno", 1): Recipe(
+        {"width": 32, "modes": 32, "position": True, "layers": 3}, lr=8e-3, weight_decay=0.0, batch_size=32
+    ),
     ("fno", 2): Recipe(
         {"width": 12, "modes": 16, "position": False, "padding": 0.125, "layers": 3}, lr=8e-3, batch_size=8
     ),

@@ -125,7 +125,7 @@ class TrainingSettings(Group):
     """What every stage's training shares."""
 
     batch_size: PositiveInt | Literal["auto"] = "auto"
-    """Windows per rank and accumulation step; `auto` is 32 in one dimension, 4 in two, 2 in three."""
+    """Windows per rank and accumulation step; `auto` is 16 in one dimension, 4 in two, 2 in three."""
     accum_steps: PositiveInt = 1
     """Batches per optimizer step."""
     num_workers: NonNegativeInt | Literal["auto"] = "auto"

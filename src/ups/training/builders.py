@@ -107,8 +107,8 @@ def choose_coarsen(wanted: int | tuple[int, ...] | str, specs: Mapping[str, Task
 
 
 def choose_batch_size(wanted: int | str, specs: Mapping[str, TaskSpec]) -> int:
-    """Windows per batch: as asked, or 32 in 1D, 4 in 2D (bench/results/ablations.md) and 2 in 3D (not measured)."""
-    return wanted if isinstance(wanted, int) else {1: 32, 2: 4, 3: 2}[max(spec.axes for spec in specs.values())]
+    """Windows per batch: as asked, or 16 in 1D, 4 in 2D (bench/results/ablations.md) and 2 in 3D (not measured)."""
+    return wanted if isinstance(wanted, int) else {1: 16, 2: 4, 3: 2}[max(spec.axes for spec in specs.values())]
 
 
 def choose_depths(wanted: int | tuple[int, ...], architecture: str) -> tuple[int, ...]:
