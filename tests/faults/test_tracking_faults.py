@@ -137,7 +137,7 @@ def test_out_of_memory_names_batch_tokens_and_settings(tmp_path: Path, monkeypat
     with pytest.raises(OutOfMemory) as told:
         train_pipeline(settings, progress=SilentProgress())
     text = str(told.value)
-    assert "stage operator ran out of memory with 4 windows a batch of 8 tokens a frame, 32 in all (CUDA out of" in text
+    assert "stage operator ran out of memory with 4 windows a batch of 4 tokens a frame, 16 in all (CUDA out of" in text
     for remedy in (
         "training.batch_size=2 training.accum_steps=2",
         "use_activation_checkpoint=true",
