@@ -1,13 +1,16 @@
-"""From settings to models: what an equation cannot be is refused."""
+"""From settings to models: what an equation cannot be is refused, what is left to choose is chosen to fit."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from tests.models.helpers import make_spec
 
 from ups.config.schema import Settings
 from ups.errors import UsageError
 from ups.physics.equations import EQUATIONS
-from ups.training.builders import require_form
+from ups.training.builders import build_simulator, choose_coarsen, require_form
 
 
 def settings(form: str, *tasks: str) -> Settings:
@@ -39,3 +42,39 @@ def test_each_of_several_tasks_has_to_allow_the_form() -> None:
 def test_the_equations_own_form_and_those_that_hold_any_change_are_taken(task: str) -> None:
     for form in ("auto", "increment", "flux_source", EQUATIONS[task].form):
         require_form(settings(form, task))
+
+
+@pytest.mark.parametrize(
+    ("axes", "sizes", "coarsen"),
+    [
+        (1, (256,), (8,)),
+        (1, (12,), (4,)),
+        (1, (101,), ()),
+        (1, (64, 20), (4,)),
+        (2, (64,), (2, 2, 2)),
+        (2, (12,), (2, 2)),
+        (3, (32,), (2, 2)),
+    ],
+)
+def test_the_lattice_is_coarsened_as_far_as_it_divides(
+    axes: int, sizes: tuple[int, ...], coarsen: tuple[int, ...]
+) -> None:
+    specs = {str(size): make_spec(axes, size) for size in sizes}
+    assert choose_coarsen("auto", specs) == coarsen
+    assert choose_coarsen(3, specs) == (3,)
+    assert choose_coarsen((2, 5), specs) == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("operator", "size", "coarsen"),
+    [
+        ({}, 40, (2, 2, 2)),
+        ({"architecture_type": "pdet_unet"}, 40, (2, 2)),
+        ({"architecture_type": "pdet_unet", "pdet": {"depths": [1, 1, 1]}}, 40, (2,)),
+        ({"pdet": {"window": 8}}, 32, (2, 2)),
+        ({"pdet": {"coarsen": [5, 2]}}, 40, (5, 2)),
+    ],
+)
+def test_windows_and_halvings_find_whole_tokens(operator: dict[str, Any], size: int, coarsen: tuple[int, ...]) -> None:
+    chosen = Settings.model_validate({"task": "reaction_diffusion2d", "operator": operator})
+    assert build_simulator(chosen, {"task": make_spec(2, size)}).architecture.coarsen == coarsen

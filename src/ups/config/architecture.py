@@ -59,7 +59,7 @@ class PdetSettings(Group):
     coarsen: PositiveInt | Annotated[tuple[PositiveInt, ...], BeforeValidator(as_tuple)] | Literal["auto"] = "auto"
     """Convolutional levels between the grid and the tokens: how many times each coarsens it; the width doubles from
     each to the next. `auto` is one level of 8 in one dimension, three of 2 in two and two of 2 in three, as far as the
-    grid divides."""
+    grid divides, with `window` and the halvings of a U."""
     stem_width: PositiveInt | Literal["auto"] = "auto"
     """Channels at full resolution; `auto` is 32 in one dimension, else 16."""
     use_activation_checkpoint: bool = False

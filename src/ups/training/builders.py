@@ -94,15 +94,21 @@ def choose_patch(wanted: int | str, latent_dim: int, specs: Mapping[str, TaskSpe
     return fits[0]
 
 
-def choose_coarsen(wanted: int | tuple[int, ...] | str, specs: Mapping[str, TaskSpec]) -> tuple[int, ...]:
-    """How the operator's levels coarsen the lattice: as asked, or as far as every lattice divides."""
+def choose_coarsen(
+    wanted: int | tuple[int, ...] | str, specs: Mapping[str, TaskSpec], unit: int = 1
+) -> tuple[int, ...]:
+    """How the operator's levels coarsen the lattice: as asked, or as far as every lattice divides.
+
+    Args:
+        unit: what the tokens of each axis must be a multiple of, for windows and for the halvings of a U.
+    """
     if isinstance(wanted, int):
         return (wanted,)
     if isinstance(wanted, tuple):
         return wanted
     axes = max(spec.axes for spec in specs.values())
     common = math.gcd(*(size for spec in specs.values() for size in spec.lattice))
-    twos = halvings(math.gcd(common, 2 ** DEEPEST[axes]))
+    twos = halvings(math.gcd(common // unit, 2 ** DEEPEST[axes]))
     return (2 ** len(twos),) if axes == 1 and twos else twos
 
 
@@ -146,18 +152,20 @@ def require_form(settings: Settings) -> None:
 def build_simulator(settings: Settings, specs: Mapping[str, TaskSpec]) -> Simulator:
     """The untrained simulator that the settings describe."""
     pdet, axes = settings.operator.pdet, max(spec.axes for spec in specs.values())
+    depths = choose_depths(pdet.depths, settings.operator.architecture_type)
+    halved = len(depths) - 1 if settings.operator.architecture_type == "pdet_unet" else 0
     return Simulator(
         specs,
         Architecture(
             latent_dim=settings.latent.dim,
             patch=choose_patch(settings.latent.patch, settings.latent.dim, specs),
-            coarsen=choose_coarsen(pdet.coarsen, specs),
+            coarsen=choose_coarsen(pdet.coarsen, specs, unit=2**halved * (pdet.window or 1)),
             base=settings.operator.base,
             form=None if settings.operator.form == "auto" else settings.operator.form,
             moving_frame=settings.operator.moving_frame,
             architecture=settings.operator.architecture_type,
             hidden_dim=pdet.hidden_dim,
-            depths=choose_depths(pdet.depths, settings.operator.architecture_type),
+            depths=depths,
             heads=pdet.heads,
             window=pdet.window,
             mlp_ratio=pdet.mlp_ratio,
