@@ -40,7 +40,7 @@ def train_baseline(workspace: Workspace, name: str) -> Emulator:
     fitted = fit_closed_form(workspace, emulator)
     if not any(p.requires_grad for p in emulator.parameters()):
         return emulator.eval()
-    batch_size = workspace.batch_size(workspace.main_stage)
+    batch_size = workspace.baseline_batch_size
     return train_emulator(workspace, emulator, fitted, BASELINE_OPTIMIZERS[name], budget, batch_size)
 
 

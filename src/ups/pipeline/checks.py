@@ -101,7 +101,7 @@ def _memory_problems(workspace: Workspace, memory: Memory, trials: tuple[Trial, 
     if memory.available is not None and memory.needed > memory.available:
         largest = max(trials, key=lambda one: one.memory_bytes)
         what = f"{memory.needed / 2**30:.1f} GiB are needed, {memory.available / 2**30:.1f} can be had"
-        remedies = memory_remedies(workspace.settings, largest.batch_size)
+        remedies = memory_remedies(workspace.settings, largest.name, largest.batch_size)
         yield Problem("memory", largest.name, what, f"any of these needs less: {'; '.join(remedies)}")
 
 

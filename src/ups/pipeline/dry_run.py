@@ -117,7 +117,7 @@ def _trainings(workspace: Workspace) -> Iterator[tuple[str, Objective, int, Budg
     for name in settings.evaluation.baselines:
         emulator = make_baseline(name, workspace.specs).to(workspace.device)
         if any(p.requires_grad for p in emulator.parameters()):
-            batch_size = workspace.batch_size(workspace.main_stage)
+            batch_size = workspace.baseline_batch_size
             yield f"baseline {name}", baseline_objective(emulator, augments), batch_size, None
 
 

@@ -22,7 +22,6 @@ from ups.models.emulator import Emulator
 from ups.models.prior import SteadyPrior
 from ups.models.simulator import Simulator
 from ups.models.store import save_model
-from ups.physics.equations import get_equation
 from ups.pipeline.tracking import open_sinks
 from ups.pipeline.workspace import Workspace
 from ups.training.checkpoint import CheckpointStore
@@ -100,7 +99,7 @@ def _run(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
             plan.name,
             batch_size=plan.batch_size,
             tokens=tokens_of(plan.emulator),
-            remedies=memory_remedies(settings, plan.batch_size),
+            remedies=memory_remedies(settings, plan.name, plan.batch_size),
         ),
     ):
         if plan.begin is not None:
@@ -202,21 +201,32 @@ def tokens_of(emulator: Emulator) -> int | None:
     return max(math.prod(size // cells for size in spec.lattice) for spec in emulator.tasks.values())
 
 
-def memory_remedies(settings: Settings, batch_size: int) -> list[str]:
-    """The settings that would reduce what a training step needs, as they stand."""
+def memory_remedies(settings: Settings, training_of: str, batch_size: int) -> list[str]:
+    """The settings that would reduce what a training step needs, as they stand.
+
+    Args:
+        training_of: name of a stage; any other name is a baseline's.
+    """
     training = settings.training
     found = []
     if batch_size > 1:
         found.append(
             f"training.batch_size={batch_size // 2} training.accum_steps={2 * training.accum_steps} (the same gradient)"
         )
-    steady = get_equation(settings.data.task[0]).steady
     return [
         *found,
-        *(_remedies_of_prior(settings.prior) if steady else _remedies_of_operator(settings)),
+        *_remedies_of_network(settings, training_of),
         "data.resolution below the file's",
         f"evaluation.batch_size below {settings.evaluation.batch_size}, where it ran out in a validation",
     ]
+
+
+def _remedies_of_network(settings: Settings, training_of: str) -> list[str]:
+    if training_of == "steady_prior":
+        return _remedies_of_prior(settings.prior)
+    if training_of in ("diff_residual", "consistency_distill"):
+        return [f"diffusion.hidden_dim below {settings.diffusion.hidden_dim}"]
+    return _remedies_of_operator(settings) if training_of in ("codec", "operator") else []
 
 
 def _remedies_of_prior(prior: PriorSettings) -> list[str]:
