@@ -133,6 +133,12 @@ def test_every_problem_is_listed_with_its_place_and_source(tmp_path: Path) -> No
         assert line in said, said
 
 
+def test_of_a_list_with_a_wrong_item_only_the_item_is_complained_about(tmp_path: Path) -> None:
+    said = problems_of(tmp_path, MINIMAL, "operator.pdet.coarsen=[0, 2]")
+    assert "1 problem in the settings" in said
+    assert "operator.pdet.coarsen[0] (command line): must be above 0, not 0" in said
+
+
 @pytest.mark.parametrize(
     ("written", "meant"),
     [

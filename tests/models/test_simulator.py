@@ -80,8 +80,11 @@ def test_units_do_not_matter() -> None:
 def test_grids_that_cannot_be_cut_into_tokens_are_refused() -> None:
     with pytest.raises(UpsError, match="multiple of 4"):
         Simulator({"task": make_spec(size=30)}, SMALL)
-    with pytest.raises(UpsError, match=r"multiple of 16 \(operator.pdet.coarsen 4 x 4"):
+    with pytest.raises(UpsError, match=r"multiple of 16 \(operator.pdet.coarsen 4 x 4\)"):
         Simulator({"task": make_spec(size=24)}, replace(SMALL, coarsen=(4, 4)))
+    windowed = replace(SMALL, coarsen=(2,), architecture="pdet_unet", depths=(1, 1), window=8)
+    with pytest.raises(UpsError, match=r"\(operator.pdet.coarsen 2, halvings of pdet_unet 2, operator.pdet.window 8\)"):
+        Simulator({"task": make_spec(size=48)}, windowed)
     with pytest.raises(UpsError, match="one dimension"):
         Simulator({"a": make_spec(), "b": make_spec(axes=2)}, SMALL)
 

@@ -45,6 +45,12 @@ def test_roll_outs_shorter_than_the_fewest_frames_are_taken_whole() -> None:
     assert replace(FULL, rollouts=((3, 5),)).choice(1).frames == 5
 
 
+def test_no_more_trajectories_are_said_to_be_rolled_out_than_there_are() -> None:
+    few, one = (replace(FULL, rollouts=rollouts) for rollouts in (((3, 20), (2, 20)), ((1, 20),)))
+    assert " members of 3 trajectories over " in str(few.calibration(10**6))
+    assert " members of 1 trajectory over " in str(one.choice(1))
+
+
 def test_fewer_validations_may_each_be_larger() -> None:
     often, seldom = (replace(FULL, validate_every=every).choice(3000) for every in (10, 1000))
     assert FULL.of_ensembles(seldom) > FULL.of_ensembles(often)

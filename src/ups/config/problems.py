@@ -112,8 +112,11 @@ def describe(error: ValidationError, tree: Any, source_of: Callable[[Path], str]
             found[path] = _value(detail["input"])
         else:
             lines.append((path, detail["msg"].removeprefix("Value error, ")))
+    within = {path[:depth] for path in expected for depth in range(len(path))}  # a list, one item of which is wrong
     described = []
     for path, text in lines:
+        if path in expected and path in within:
+            continue  # what a union would take in the list's place is not what is wrong
         said = text or f"must be {' or '.join(expected[path])}, not {found[path]}{_hint(path, found[path])}"
         name = f"{_dotted(path)} " if path else ""
         described.append(f"{name}({source_of(path)}): {said}")

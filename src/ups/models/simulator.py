@@ -109,10 +109,12 @@ class Simulator(StepEmulator):
             )
         unit = math.prod(a.coarsen) * factor * (a.window or 1)
         if any(size % unit for size in lattice):
+            asked = [f"operator.pdet.coarsen {' x '.join(map(str, a.coarsen))}"] if a.coarsen else []
+            asked += [f"halvings of pdet_unet {factor}"] if factor > 1 else []
+            asked += [f"operator.pdet.window {a.window}"] if a.window else []
             raise UpsError(
                 f"{task}: a grid of {grid} cannot be cut into the operator's tokens: each axis must be a multiple of "
-                f"{unit} (operator.pdet.coarsen {' x '.join(map(str, a.coarsen)) or 1}, halvings of a U-Net {factor}, "
-                f"operator.pdet.window {a.window or 1})"
+                f"{unit} ({', '.join(asked)})"
             )
 
     def add_corrector(self, architecture: DiffusionArchitecture) -> Corrector:

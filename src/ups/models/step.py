@@ -180,7 +180,7 @@ class Physics(nn.Module):
 
     @torch.no_grad()
     def choose_base(self, pairs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
-        """Takes the last frame as base where the fitted propagator leaves nearly as much of a step to be learned.
+        """Takes the last frame as base where the fitted propagator leaves half of a step or more to be learned.
 
         Args:
             pairs: batches of normalised (u_t, u_{t+dt}, params), as the step meets them.
@@ -228,8 +228,8 @@ class StepEmulator(Emulator):
     """An emulator whose step is base plus rest; subclasses say where the rest comes from.
 
     Args:
-        base: `linear` (fitted propagator), `persistence` (the last frame), or `auto`: the first, if it explains a part
-            of the step that is worth it.
+        base: `linear` (fitted propagator), `persistence` (the last frame), or `auto`: the first, if it explains more
+            than half of a step.
         form: how the rest is read; None takes each equation's own.
         moving_frame: take the mean velocity out of the step where the equation is Galilean-invariant.
     """

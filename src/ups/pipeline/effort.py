@@ -56,7 +56,8 @@ class EnsembleSize:
     sampler_steps: int
 
     def __str__(self) -> str:
-        return f"{self.members} members of {self.samples} trajectories over {self.frames} frames"
+        trajectories = "1 trajectory" if self.samples == 1 else f"{self.samples} trajectories"
+        return f"{self.members} members of {trajectories} over {self.frames} frames"
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,8 @@ class Effort:
 
     def _largest(self, sizes: Sequence[tuple[int, int]], sampler_steps: int, most: float) -> EnsembleSize:
         """The best of these ensembles within so many rows; where none is, the last over fewer frames."""
-        frames = max(longest for _, longest in self.rollouts)
-        found = [EnsembleSize(members, samples, frames, sampler_steps) for members, samples in sizes]
+        there, frames = (max(found) for found in zip(*self.rollouts, strict=True))
+        found = [EnsembleSize(members, min(samples, there), frames, sampler_steps) for members, samples in sizes]
         found += [replace(found[-1], frames=fewer) for fewer in range(frames - 1, LEAST_FRAMES - 1, -1)]
         return next((size for size in found if self.of_ensembles(size) <= most), found[-1])
 

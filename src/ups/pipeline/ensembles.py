@@ -94,7 +94,7 @@ def calibrate(workspace: Workspace, stage: str, simulator: Simulator, size: Ense
     alone = operator_error(workspace, simulator, size)
     progress.finish(
         f"samples spread {best:.3g} times as far as trained: "
-        f"CRPS {tried[best]:.3g} over the field's size, {alone:.3g} of the operator alone"
+        f"CRPS {tried[best]:.3g} of the field's size, the operator's absolute error {alone:.3g} of it"
     )
 
 
