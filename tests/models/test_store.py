@@ -51,6 +51,12 @@ def test_a_folder_without_a_model_is_refused_with_what_is_missing(tmp_path: Path
         load(tmp_path / name)
 
 
+def test_of_a_run_whose_training_has_not_ended_it_is_said_how_it_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(CheckpointError, match=f"has not ended yet; 'ups run {tmp_path}/config.yaml' goes on with it"):
+        load(tmp_path)
+
+
 def test_a_model_names_the_version_that_saved_it(folder: Path) -> None:
     assert json.loads((folder / "config.json").read_text())["version"] == __version__
 

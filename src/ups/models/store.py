@@ -23,6 +23,7 @@ from ups.models.simulator import Architecture, Simulator
 
 FORMAT = 3
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+CONFIG_OF_RUN = "config.yaml"  # of a run's folder, in which a model lies
 CUSTOM = " (custom)"  # mark of a network whose sizes and parts are not those of the package's baselines
 Plain = TypeVar("Plain", TaskSpec, Architecture, DiffusionArchitecture, PriorArchitecture)
 
@@ -70,9 +71,11 @@ def load_model(folder: Path, device: torch.device | None = None) -> Emulator:
     for path in (config_path, weights_path):
         if not path.is_file():
             what = f"{path.name} is missing" if folder.is_dir() else "there is no such folder"
-            raise CheckpointError(
-                f"{folder} holds no trained model: {what}; train one with 'ups run', or name a run's folder"
-            )
+            settings = folder.parent / CONFIG_OF_RUN
+            remedy = "train one with 'ups run', or name a run's folder"
+            if folder.name == "model" and settings.is_file():
+                remedy = f"the training of this run has not ended yet; 'ups run {settings}' goes on with it"
+            raise CheckpointError(f"{folder} holds no trained model: {what}; {remedy}")
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
         tensors = load_file(weights_path)
