@@ -284,6 +284,13 @@ WRONG = {
 }
 
 
+def test_a_model_shows_what_it_takes() -> None:
+    moving = make_spec(size=32, param_names=("nu", "beta"), param_low=(0.1, 2.0), param_high=(0.5, 2.0))
+    assert repr(Surrogate(make_baseline("persistence", {"task": moving}), torch.device("cpu"))) == (
+        "ups model 'persistence':\n  task: u on 32, steps of 0.1, nu = 0.1 to 0.5, beta = 2"
+    )
+
+
 def test_arguments_of_a_wrong_kind_are_wrong_usage(surrogate: Surrogate, tmp_path: Path) -> None:
     """In a process of its own: here, the tests' type checks would come first."""
     save_model(surrogate.emulator, tmp_path / "model")

@@ -36,6 +36,10 @@ class Surrogate:
     def __init__(self, emulator: Emulator, device: torch.device) -> None:
         self.emulator, self.device = emulator.to(device).eval(), device
 
+    def __repr__(self) -> str:
+        """The model and what each of its tasks takes, as a notebook shows it."""
+        return "\n".join([f"ups model '{self.emulator.name}':", *map(_summary, self.emulator.tasks.values())])
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks the model was trained on."""
@@ -221,6 +225,16 @@ def _check_trained(spec: TaskSpec, index: int, value: Tensor, extrapolate: bool)
                 f"params: {name} = {float(value[outside][0]):g} is outside the range trained on, {low:g} to {high:g}; "
                 "stay within it, or ask for it with extrapolate=True"
             )
+
+
+def _summary(spec: TaskSpec) -> str:
+    """Fields, grid, time step and parameters of a task in one line."""
+    fields = f"{', '.join(spec.given)} -> {', '.join(spec.fields)}" if spec.steady else ", ".join(spec.fields)
+    bounds = zip(spec.param_names, spec.param_low, spec.param_high, strict=False)  # none in models saved without
+    params = [f"{name} = {low:g}" if low == high else f"{name} = {low:g} to {high:g}" for name, low, high in bounds]
+    step = [] if spec.steady else [f"steps of {spec.dt:g}"]
+    grid = " x ".join(map(str, spec.lattice))
+    return ", ".join([f"  {spec.name}: {fields} on {grid}", *step, *(params or spec.param_names)])
 
 
 def load(folder: str | Path, device: torch.device | str | None = None) -> Surrogate:
