@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -199,6 +199,26 @@ def read_table(run_dir: Path) -> list[Row]:
         return score_table(read_scores(path))
     except (KeyError, TypeError, AttributeError) as error:
         raise UpsError(f"{path} is damaged ({error}); evaluate again with 'ups run --force evaluate'") from error
+
+
+def poor_ensembles(table: Sequence[Row]) -> tuple[str, ...]:
+    """What to say of ensembles whose mean is further from the truth than the operator alone, by a table of scores."""
+    found = []
+    for row in table:
+        alone, mean = _cell_value(row.get("nrmse")), _cell_value(row.get("ensemble"))
+        if alone is not None and mean is not None and mean > alone:
+            found.append(
+                f"{row['task']}: the ensemble's mean (nrmse {mean:.3g}) is further from the truth than the operator "
+                f"alone ({alone:.3g}); trust its members no more than that"
+            )
+    return tuple(found)
+
+
+def _cell_value(cell: str | None) -> float | None:
+    try:
+        return float(cell) if cell is not None else None
+    except ValueError:
+        return None  # a dash, where there is no score
 
 
 def read_scores(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ups.pipeline.before import STAGES, STEPS, require_possible
 from ups.pipeline.check_report import CheckReport
 from ups.pipeline.checks import ChecksFailed, check_everything
 from ups.pipeline.finished import RunOutcome, changed_since, remember
-from ups.pipeline.judge import evaluate_in_steps, read_table
+from ups.pipeline.judge import evaluate_in_steps, poor_ensembles, read_table
 from ups.pipeline.promote import decide, leaderboard_of
 from ups.pipeline.records import digest
 from ups.pipeline.threads import settle_threads
@@ -65,8 +65,8 @@ def run_pipeline(
     workspace.write_metadata()
     with workspace.timings.part("report"):
         report = _report(workspace, digest(key, decision.content()))
-    messages = (*_ailments(workspace), *decision.messages, f"report: {report}")
     table = read_table(workspace.run_dir)
+    messages = (*_ailments(workspace), *poor_ensembles(table), *decision.messages, f"report: {report}")
     outcome = RunOutcome(workspace.run_dir, table, messages, decision.promoted, workspace.timings)
     _note_end(workspace, outcome)
     return outcome
