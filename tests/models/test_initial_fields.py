@@ -18,7 +18,7 @@ def make(**changes: object) -> Surrogate:
 @pytest.mark.parametrize(
     ("shape", "advice"),
     [
-        ((2, 1, 64), "subsample the input or train at its resolution"),
+        ((2, 1, 64), "interpolate the input onto 32 points, or train on data of its grid"),
         ((2, 3, 32), "give the field u, in this order"),
         ((32,), "the batch comes first, then the field u, then the grid"),
         ((), "the batch comes first"),

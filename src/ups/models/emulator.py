@@ -229,7 +229,8 @@ class Emulator(nn.Module):
 
     def grid_advice(self, spec: TaskSpec) -> str:
         """What to do about fields on another grid."""
-        return "subsample the input or train at its resolution (data.resolution)"
+        grid = " x ".join(map(str, spec.lattice))
+        return f"interpolate the input onto {grid} points, or train on data of its grid (data.resolution)"
 
     def takes_grid(self, grid: tuple[int, ...], spec: TaskSpec) -> bool:
         """Whether fields on a grid of this shape can be advanced."""
