@@ -22,8 +22,8 @@ def require_possible(settings: Settings, *, force: tuple[str, ...] = (), stage: 
         stage: the one stage to train; None is all.
 
     Raises:
-        UsageError: no equation of a task's name, no step of a name in `force`, a `stage` without a budget, or data
-            files that are named and not there; of these, all are listed.
+        UsageError: no equation of a task's name, no step of a name in `force`, a `stage` without a budget, a folder of
+            runs that refuses, or data files that are named and not there; of these, all are listed.
     """
     require_equations(settings)
     unknown = [step for step in force if step not in STEPS]
@@ -34,6 +34,9 @@ def require_possible(settings: Settings, *, force: tuple[str, ...] = (), stage: 
             f"stages.{stage}.epochs is 0: there is nothing to train; give the stage a budget, such as "
             f"stages.{stage}.seconds=60"
         )
+    why = unwritable(Path(settings.runs_dir) / "run")
+    if why is not None:
+        raise UsageError(f"runs_dir is {settings.runs_dir}: {why}")
     missing = missing_files(settings.data)
     if missing:
         raise UsageError("\n".join(map(str, missing)))
