@@ -35,6 +35,13 @@ def burgers(tmp_path: Path) -> Path:
     return write_config(tmp_path, "burgers1d", ["b.hdf5"])
 
 
+def test_baselines_keep_the_batches_that_their_rates_were_chosen_with(burgers: Path) -> None:
+    for wanted, sizes in (("auto", (16, 32)), (8, (8, 8))):
+        report = check(burgers, f"training.batch_size={wanted}", "evaluation.baselines=[fno]")
+        found = {one.name: one.batch_size for one in report.trainings}
+        assert (found["operator"], found["baseline fno"]) == sizes
+
+
 def test_the_report_holds_the_figures_of_data_dry_run_memory_and_disk(burgers: Path) -> None:
     overrides = ["stages.diff_residual.seconds=7", "stages.consistency_distill.steps=3", "evaluation.baselines=[fno]"]
     found: dict[str, Any] = json.loads(json.dumps(check(burgers, *overrides).to_json(), allow_nan=False))

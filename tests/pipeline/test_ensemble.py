@@ -108,8 +108,10 @@ def test_a_run_ends_by_telling_that_its_ensembles_are_poor(burgers: Path, monkey
     poor = Finding("diff_residual", "ensemble", "warning", "no better than the operator alone", "more seconds")
     usual = Finding("operator", "data", "warning", "time is spent waiting", "more workers")
     monkeypatch.setattr("ups.pipeline.run.findings_of", lambda folder: [usual, poor])
+    monkeypatch.setattr("ups.pipeline.run.poor_ensembles", lambda table: (f"poor in a table of {len(table)}",))
     outcome = run(burgers, "stages.diff_residual.epochs=0", "stages.consistency_distill.epochs=0")
     assert "diff_residual: no better than the operator alone; more seconds" in outcome.messages
+    assert f"poor in a table of {len(outcome.table)}" in outcome.messages
     assert not any("waiting" in message for message in outcome.messages)
 
 
