@@ -424,7 +424,7 @@ def test_what_does_not_fit_a_finished_run_is_refused(burgers: Path, tmp_path: Pa
     write_task(tmp_path / "fine.hdf5", "burgers1d", num=3, frames=8, resolution=64, nu=0.01)
     with pytest.raises(DataError, match="grid is 64"):
         evaluate_run(folder, [tmp_path / "fine.hdf5"], "test", SilentProgress())
-    with pytest.raises(UpsError, match=r"fine\.hdf5: its grid is 64, but the model was trained on 32; subsample"):
+    with pytest.raises(UpsError, match=r"fine\.hdf5: its grid is 64, but the model was trained on 32; interpolate"):
         rollout_file(folder, tmp_path / "fine.hdf5", 2, tmp_path / "out.h5", None)
     write_task(tmp_path / "adv.hdf5", "advection1d", num=3, frames=8, resolution=32, beta=0.4)
     with pytest.raises(UpsError, match=r"adv\.hdf5"):
