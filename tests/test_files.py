@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ups.errors import UpsError
-from ups.files import require_writable, unwritable, write_whole
+from ups.files import held, is_held, require_writable, unwritable, write_whole
 
 FULL = """
 import resource, signal, sys
@@ -87,3 +87,25 @@ def test_the_advice_is_that_of_the_error(
     with pytest.raises(UpsError, match=f"{os.strerror(number)}; .*{remedy}") as told:
         write_whole(tmp_path / "file", b"")
     assert ("make space" in str(told.value)) == (number == errno.ENOSPC)
+
+
+def test_one_process_holds_a_folder_at_a_time(tmp_path: Path) -> None:
+    assert not is_held(tmp_path)
+    with held(tmp_path):
+        assert is_held(tmp_path)
+        with pytest.raises(BlockingIOError), held(tmp_path, patience=0.05):
+            pass
+    assert not is_held(tmp_path)
+    assert not is_held(tmp_path / "missing")
+
+
+def test_a_folder_is_free_when_its_holder_is_killed(tmp_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from ups.files import held\n"
+    code += "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        assert is_held(tmp_path)
+        process.kill()
+    with held(tmp_path, patience=1.0):
+        pass

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ups.errors import UsageError
+from ups.files import held
 from ups.health import read_log
 from ups.terminal_watch import as_text, duration, frame, seconds_left, show_live, sparkline
 from ups.watching import watch_once
@@ -108,13 +109,22 @@ def test_before_the_first_record_and_where_there_is_no_run(tmp_path: Path) -> No
         watch_once(tmp_path / "none")
 
 
+def test_the_heading_says_whether_a_process_works_on_the_run(tmp_path: Path) -> None:
+    write(tmp_path, [record(200)])
+    with held(tmp_path):
+        assert watch_once(tmp_path).splitlines()[0].strip("╭─╮ ").endswith("ago")
+    assert "ago, stopped: run it again to go on" in watch_once(tmp_path)
+    write(tmp_path, [record(1000)])
+    assert "ago, no longer running" in watch_once(tmp_path)
+
+
 def test_a_folder_that_is_no_run_s_is_not_watched(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"is no run's folder: it holds neither config\.yaml nor log\.jsonl"):
         watch_once(tmp_path)
 
 
 def test_names_from_a_file_are_text_and_one_line() -> None:
-    shown = as_text(frame("a\nb[red]", [record(1, "[bold]\x1b[31mcodec\n", loss=1.0)], 0.0))
+    shown = as_text(frame("a\nb[red]", [record(1, "[bold]\x1b[31mcodec\n", loss=1.0)], 0.0, busy=True))
     assert "a b[red]" in shown
     assert "[bold] [31mcodec" in shown
     assert "\x1b" not in shown

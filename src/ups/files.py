@@ -1,11 +1,14 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders that one process holds at a time."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import tempfile
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ups.errors import UpsError, UsageError
@@ -90,3 +93,41 @@ def write_whole(path: Path, content: bytes | str) -> None:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise UpsError(f"{path} cannot be written: {error.strerror}; {write_remedy(error)}") from error
+
+
+@contextmanager
+def held(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
+    """Holds a folder as this process's own inside; the system lets go of it when the process dies.
+
+    Args:
+        patience: seconds to wait for whoever holds it now.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: it cannot be opened, or its file system has no locks.
+    """
+    until = time.monotonic() + patience
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process holds the folder; False where that cannot be told."""
+    try:
+        with held(folder):
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ups.errors import UsageError
+from ups.files import is_held
 from ups.health import read_log
 from ups.terminal_watch import as_text, frame, show_live
 
@@ -38,6 +39,7 @@ def _draw(run: Path) -> RenderableType:
     log = run / "log.jsonl"
     if not log.exists() and not (run / "config.yaml").exists():
         raise UsageError(f"{run} is no run's folder: it holds neither config.yaml nor log.jsonl")
+    name, busy = run.resolve().name, is_held(run)
     if not log.exists():  # before its first record
-        return frame(run.resolve().name, [], time.time() - run.stat().st_mtime)
-    return frame(run.resolve().name, read_log(log), max(0.0, time.time() - log.stat().st_mtime))
+        return frame(name, [], time.time() - run.stat().st_mtime, busy=busy)
+    return frame(name, read_log(log), max(0.0, time.time() - log.stat().st_mtime), busy=busy)

@@ -13,7 +13,10 @@ import pytest
 from tests.pipeline.test_run import run, write_config
 
 from ups.cli import main
-from ups.pipeline.records import StepRecords
+from ups.config.load import load_settings
+from ups.errors import UpsError
+from ups.files import held
+from ups.pipeline.records import StepRecords, folder_of
 
 STEPS = ["data", "check", "codec", "operator", "evaluate-small", "evaluate", "gates", "gates-promotion", "report"]
 
@@ -78,3 +81,16 @@ def test_a_run_that_is_interrupted_at_every_step_ends_as_one_that_is_not(
         [json.loads(line)["step"] for line in (one / "log.jsonl").read_text().splitlines()] for one in (folder, whole)
     ]
     assert steps[0] == steps[1], "nothing was trained twice"
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(config: Path) -> None:
+    settings = load_settings(config)
+    folder = folder_of(settings)
+    folder.mkdir(parents=True)
+    with (
+        held(folder),
+        pytest.raises(UpsError, match="is being worked on by another process: `ups watch"),
+    ):
+        run(config)
+    assert list(folder.iterdir()) == []
+    assert run(config).run_dir == folder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import fcntl
 import glob
 import os
 import re
@@ -22,7 +21,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ups.errors import UpsError, UsageError
-from ups.files import write_remedy
+from ups.files import held, write_remedy
 from ups.physics.description import Equation
 from ups.physics.equations import get_equation
 from ups.physics.solvers import one_thread, solve, solver_of
@@ -100,7 +99,7 @@ def generate(
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(out)
         _require_space(out, needed)
-        with tempfile.TemporaryDirectory(prefix=f".{out.stem}-", dir=out.parent) as folder, _held(Path(folder)):
+        with tempfile.TemporaryDirectory(prefix=f".{out.stem}-", dir=out.parent) as folder, held(Path(folder)):
             partial = Path(folder) / out.name
             with _new_file(partial) as file:
                 _write(file, equation, values, samples, seed, points, np.linspace(0.0, end, steps), progress)
@@ -123,25 +122,10 @@ def _remove_leftovers(out: Path) -> None:
         ours = re.fullmatch("[a-z0-9_]{8}", folder.name.removeprefix(f".{out.stem}-")) and folder.is_dir()
         if ours and {path.name for path in folder.iterdir()} <= {out.name}:
             try:
-                with _held(folder):
+                with held(folder):
                     shutil.rmtree(folder)
             except BlockingIOError:
                 continue
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Holds a folder as this process's own for as long as it lives.
-
-    Raises:
-        BlockingIOError: another process holds it.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager

@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ups.config.load import resolved
 from ups.config.schema import Settings, StageName
 from ups.errors import UpsError
+from ups.files import held, write_remedy
 from ups.health import findings_of, score_of
 from ups.models.emulator import Emulator
 from ups.pipeline.baselines import train_baseline
@@ -51,7 +54,12 @@ def run_pipeline(
         UsageError: `force` names a step that does not exist.
         UpsError: a check failed, or a step met something the user has to mend; what was done stays done.
     """
-    workspace = prepare(settings, progress, force=force, skip_checks=skip_checks, timings=timings)
+    with prepared(settings, progress, force=force, skip_checks=skip_checks, timings=timings) as workspace:
+        return _run(workspace)
+
+
+def _run(workspace: Workspace) -> RunOutcome:
+    settings = workspace.settings
     emulators: dict[str, Emulator] = {"ups": train_stages(workspace)}
     for name in settings.evaluation.baselines:
         emulators[name] = train_baseline(workspace, name)
@@ -114,7 +122,11 @@ def train_pipeline(settings: Settings, *, progress: Progress, stage: StageName |
     """
     require_possible(settings, stage=stage)
     require_stage(settings, stage)
-    workspace = prepare(settings, progress)
+    with prepared(settings, progress) as workspace:
+        return _train(workspace, stage)
+
+
+def _train(workspace: Workspace, stage: StageName | None) -> RunOutcome:
     train_stages(workspace, stage)
     workspace.write_metadata()
     asked = STAGES if stage is None else (stage,)
@@ -150,26 +162,56 @@ def open_workspace(settings: Settings, progress: Progress, timings: Timings | No
     return workspace
 
 
-def prepare(
+@contextmanager
+def alone(run_dir: Path) -> Iterator[None]:
+    """The run's folder is there, and no other process works on it inside.
+
+    Raises:
+        UpsError: one does already, or the folder cannot be made.
+    """
+    with ExitStack() as stack:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UpsError(f"{run_dir} cannot be made: {error.strerror}; {write_remedy(error)}") from error
+        try:
+            stack.enter_context(held(run_dir, patience=0.5))  # `ups watch` holds it for a moment, too
+        except BlockingIOError:
+            raise UpsError(
+                f"{run_dir} is being worked on by another process: `ups watch {run_dir}` shows it; "
+                "wait for its end or stop it, or give this run another name"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+@contextmanager
+def prepared(
     settings: Settings,
     progress: Progress,
     *,
     force: tuple[str, ...] = (),
     skip_checks: bool = False,
     timings: Timings | None = None,
-) -> Workspace:
-    """The workspace of a run whose data is there and passed its checks."""
+) -> Iterator[Workspace]:
+    """The workspace of a run whose data is there and passed its checks; no other process works on it inside.
+
+    Raises:
+        UpsError: another process does already, or something the user has to mend.
+    """
     require_possible(settings, force=force)
     workspace = open_workspace(settings, progress, timings)
     before = workspace.run_dir.exists()
-    workspace.open()
-    try:
-        _check_and_settle(workspace, force, skip_checks)
-    except UpsError:
-        if not before and not workspace.records.key("data"):  # nothing was done: only a folder to wonder at would stay
-            shutil.rmtree(workspace.run_dir, ignore_errors=True)
-        raise
-    return workspace
+    with alone(workspace.run_dir):
+        workspace.open()
+        try:
+            _check_and_settle(workspace, force, skip_checks)
+        except UpsError:
+            if not before and not workspace.records.key("data"):  # nothing was done: no folder to wonder at shall stay
+                shutil.rmtree(workspace.run_dir, ignore_errors=True)
+            raise
+        yield workspace
 
 
 def _check_and_settle(workspace: Workspace, force: tuple[str, ...], skip_checks: bool) -> None:
