@@ -15,11 +15,18 @@ from torch import Tensor, nn
 
 from ups.config.load import load_settings
 from ups.pipeline import threads
-from ups.pipeline.run import prepare
+from ups.pipeline.run import prepared
 from ups.pipeline.workspace import Workspace
-from ups.runtime import SilentProgress
+from ups.runtime import Progress, SilentProgress
 
 MEASURED = ("threads=null",)
+
+
+def prepare(config: Path, *overrides: str, progress: Progress | None = None, skip_checks: bool = False) -> Workspace:
+    """The workspace as a run leaves it that ends before its first stage."""
+    settings = load_settings(config, overrides)
+    with prepared(settings, progress or SilentProgress(), skip_checks=skip_checks) as workspace:
+        return workspace
 
 
 class Timed:
@@ -57,7 +64,7 @@ def test_all_threads_are_taken_where_they_pay_and_the_run_keeps_to_it(
     config: Path, monkeypatch: pytest.MonkeyPatch, on_two: float, taken: int
 ) -> None:
     monkeypatch.setattr(threads, "_representative", lambda workspace: (Timed(on_two), 2))
-    workspace = prepare(load_settings(config, MEASURED), SilentProgress(), skip_checks=True)
+    workspace = prepare(config, *MEASURED, skip_checks=True)
     assert torch.get_num_threads() == taken
     torch.set_num_threads(3 - taken)
     again = Workspace(load_settings(config, MEASURED), SilentProgress())  # as another process would find it
@@ -73,7 +80,7 @@ def test_who_names_the_threads_gets_them(config: Path, monkeypatch: pytest.Monke
     if who == "environment":
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
     overrides = ("threads=2",) if who == "settings" else MEASURED
-    prepare(load_settings(config, overrides), SilentProgress(), skip_checks=True)
+    prepare(config, *overrides, skip_checks=True)
     assert torch.get_num_threads() == 2
 
 
@@ -81,10 +88,10 @@ def test_a_run_keeps_to_the_threads_of_its_first_environment(config: Path, monke
     monkeypatch.setattr(threads, "_representative", lambda workspace: pytest.fail("measured all the same"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)  # as PyTorch does by itself in a new process
-    prepare(load_settings(config, MEASURED), SilentProgress())
+    prepare(config, *MEASURED)
     monkeypatch.delenv("OMP_NUM_THREADS")
     torch.set_num_threads(2)
-    prepare(load_settings(config, MEASURED), SilentProgress())
+    prepare(config, *MEASURED)
     assert torch.get_num_threads() == 1
 
 
@@ -95,5 +102,5 @@ def test_the_real_step_is_timed(config: Path) -> None:
         def say(self, line: str) -> None:
             said.append(line)
 
-    prepare(load_settings(config, MEASURED), Told())
+    prepare(config, *MEASURED, progress=Told())
     assert any(line.startswith("threads: ") and " ms with 2" in line for line in said)
