@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.layouts import write_task
-from tests.pipeline.test_run import run, write_config
+from tests.pipeline.small_run import run, write_config
 from tests.pipeline.toy_run import decide_run, write_run
 
 from ups.config.load import load_settings

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from tests.layouts import write_task
-from tests.pipeline.test_run import train, write_config
+from tests.pipeline.small_run import run, train, write_config
 from torch import nn
 
 from ups.config.load import load_settings
+from ups.errors import UpsError
 from ups.pipeline.check_report import CheckReport
+from ups.pipeline.checks import ChecksFailed
 from ups.pipeline.dry_run import Held
 from ups.pipeline.run import check_pipeline
 from ups.runtime import SilentProgress
@@ -31,6 +33,7 @@ def check(config: Path, *overrides: str) -> CheckReport:
 
 @pytest.fixture
 def burgers(tmp_path: Path) -> Path:
+    """As of every run, with a viscosity that varies."""
     write_task(tmp_path / "b.hdf5", "burgers1d", num=12, frames=8, resolution=32, Nu=np.linspace(0.01, 0.02, 12))
     return write_config(tmp_path, "burgers1d", ["b.hdf5"])
 
@@ -141,3 +144,32 @@ def test_a_trajectory_in_two_splits_is_a_problem(burgers: Path) -> None:
     (problem,) = check(burgers).problems
     assert problem.kind == "data"
     assert "the same trajectory is in" in problem.what
+
+
+def test_checks_list_every_problem_and_write_nothing(tmp_path: Path) -> None:
+    write_task(tmp_path / "a.hdf5", "burgers1d", num=6, frames=6, resolution=32, nu=0.01)
+    write_task(tmp_path / "b.hdf5", "burgers1d", num=6, frames=6, resolution=32, nu=0.02, seed=1)
+    for name in ("a.hdf5", "b.hdf5"):
+        with h5py.File(tmp_path / name, "r+") as file:
+            file["tensor"][2, 3, 5] = np.nan
+    config = write_config(tmp_path, "burgers1d", ["a.hdf5", "b.hdf5"])
+    problems = check(config).problems
+    assert {Path(problem.where).name for problem in problems} == {"a.hdf5", "b.hdf5"}
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(ChecksFailed, match=r"2 problems(.|\n)*a.hdf5(.|\n)*b.hdf5"):
+        run(config)
+
+
+def test_a_model_that_does_not_fit_the_grid_is_found_before_training(tmp_path: Path) -> None:
+    write_task(tmp_path / "a.hdf5", "burgers1d", num=8, frames=6, resolution=32, nu=0.01)
+    config = write_config(tmp_path, "burgers1d", ["a.hdf5"], latent={"dim": 64, "patch": 12})
+    problems = check(config).problems
+    assert [problem.kind for problem in problems] == ["model"]
+    assert "multiple of 12" in problems[0].what
+
+
+def test_a_run_whose_checks_fail_leaves_no_folder(burgers: Path, tmp_path: Path) -> None:
+    (burgers.parent / "b.hdf5").write_bytes(b"no HDF5")
+    with pytest.raises(UpsError):
+        run(burgers)
+    assert [path for path in (tmp_path / "runs").glob("*") if path.is_dir()] == []

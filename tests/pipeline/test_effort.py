@@ -6,9 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from tests.layouts import write_task
-from tests.pipeline.test_run import write_config
+from tests.pipeline.small_run import write_config
 
 from ups.config.load import load_settings
 from ups.models.simulator import Simulator
@@ -79,8 +78,8 @@ def test_the_walk_finds_the_best_widening_within_its_number_of_trials(lowest: fl
 
 
 @pytest.fixture
-def burgers(tmp_path: Path) -> Workspace:
-    torch.set_num_threads(1)
+def workspace(tmp_path: Path) -> Workspace:
+    """That of a run on Burgers data, opened."""
     write_task(tmp_path / "b.hdf5", "burgers1d", num=12, frames=12, resolution=32)
     settings = load_settings(write_config(tmp_path, "burgers1d", ["b.hdf5"]))
     workspace = open_workspace(settings, SilentProgress())
@@ -98,28 +97,28 @@ def diffusion(workspace: Workspace) -> DiffusionObjective:
     return objective
 
 
-def test_a_budget_in_seconds_is_turned_into_steps_once(burgers: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    objective, budget = diffusion(burgers), Budget("seconds", 5.0)
-    steps = expected_steps(burgers, "diff_residual", objective, 4, budget, "key")
+def test_a_budget_in_seconds_is_turned_into_steps_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, budget = diffusion(workspace), Budget("seconds", 5.0)
+    steps = expected_steps(workspace, "diff_residual", objective, 4, budget, "key")
     assert steps > 1
     assert all(one.grad is None for one in objective.module.parameters())
     record = "effort-diff_residual"
-    burgers.records.finish(record, str(burgers.records.key(record)), 0.0, steps=10**9)
-    assert expected_steps(burgers, "diff_residual", objective, 4, budget, "key") == 10**9
-    assert expected_steps(burgers, "diff_residual", objective, 4, Budget("seconds", 6.0), "key") < 10**9
-    burgers.records.finish(record, str(burgers.records.key(record)), 0.0, steps=10**9)
-    assert expected_steps(burgers, "diff_residual", objective, 4, Budget("seconds", 6.0), "another") < 10**9
+    workspace.records.finish(record, str(workspace.records.key(record)), 0.0, steps=10**9)
+    assert expected_steps(workspace, "diff_residual", objective, 4, budget, "key") == 10**9
+    assert expected_steps(workspace, "diff_residual", objective, 4, Budget("seconds", 6.0), "key") < 10**9
+    workspace.records.finish(record, str(workspace.records.key(record)), 0.0, steps=10**9)
+    assert expected_steps(workspace, "diff_residual", objective, 4, Budget("seconds", 6.0), "another") < 10**9
 
 
-def test_budgets_in_steps_and_epochs_are_never_timed(burgers: Workspace) -> None:
-    objective = diffusion(burgers)
-    assert expected_steps(burgers, "diff_residual", objective, 4, Budget("steps", 9), "key") == 9
-    windows = sum(int((one.lengths - 1).sum()) for one in burgers.splits["train"].values())
-    assert expected_steps(burgers, "diff_residual", objective, 4, Budget("epochs", 3), "key") in (
+def test_budgets_in_steps_and_epochs_are_never_timed(workspace: Workspace) -> None:
+    objective = diffusion(workspace)
+    assert expected_steps(workspace, "diff_residual", objective, 4, Budget("steps", 9), "key") == 9
+    windows = sum(int((one.lengths - 1).sum()) for one in workspace.splits["train"].values())
+    assert expected_steps(workspace, "diff_residual", objective, 4, Budget("epochs", 3), "key") in (
         3 * (windows // 4),
         3 * -(-windows // 4),
     )
-    assert burgers.records.key("effort-diff_residual") is None
+    assert workspace.records.key("effort-diff_residual") is None
 
 
 def test_validations_are_seldom_where_the_training_is_short() -> None:
@@ -130,5 +129,5 @@ def test_validations_are_seldom_where_the_training_is_short() -> None:
     assert replace(FULL, validate_every=7).validations(15) == 3
 
 
-def test_the_roll_outs_are_those_of_the_validation_split(burgers: Workspace) -> None:
-    assert Effort.of(burgers, diffusion(burgers), 4).rollouts == ((burgers.splits["valid"]["burgers1d"].num, 11),)
+def test_the_roll_outs_are_those_of_the_validation_split(workspace: Workspace) -> None:
+    assert Effort.of(workspace, diffusion(workspace), 4).rollouts == ((workspace.splits["valid"]["burgers1d"].num, 11),)

@@ -14,7 +14,7 @@ import h5py
 import pytest
 import torch
 from tests.layouts import write_task
-from tests.pipeline.test_run import run, train, write_config
+from tests.pipeline.small_run import run, train, write_config
 
 import ups
 from ups.config.load import load_settings
@@ -38,13 +38,9 @@ STAGES = {
 SMALL = {"hidden_dim": 16, "depth": 1, "stem_width": 8, "sampler_steps": 2}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def burgers(tmp_path: Path) -> Path:
+    """The settings of a run of all stages, each of a few steps, beside which the data is."""
     write_task(tmp_path / "1D_Burgers_Sols_Nu0.01.hdf5", "burgers1d", num=12, frames=6, resolution=32)
     return write_config(tmp_path, "burgers1d", ["1D_Burgers_Sols_Nu0.01.hdf5"], stages=STAGES, diffusion=SMALL)
 

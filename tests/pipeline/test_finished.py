@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import pytest
 from tests.layouts import write_task
-from tests.pipeline.test_run import run, write_config
+from tests.pipeline.small_run import run, write_config
 
 from ups.config import Settings
 from ups.config.load import load_settings

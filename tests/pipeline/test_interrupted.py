@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.pipeline.test_run import run, write_config
+from tests.pipeline.small_run import run, write_config
 
 from ups.cli import main
 from ups.config.load import load_settings

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from tests.pipeline.test_run import run, train
+from tests.pipeline.small_run import run, train
 
 import ups
 from ups.config.load import load_settings
@@ -20,11 +20,6 @@ from ups.pipeline.evaluate import evaluate_run
 from ups.pipeline.rollout import rollout_file
 from ups.pipeline.run import check_pipeline, train_pipeline
 from ups.runtime import SilentProgress
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

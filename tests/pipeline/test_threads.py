@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.layouts import write_task
-from tests.pipeline.test_run import write_config
+from tests.pipeline.small_run import write_config
 from torch import Tensor, nn
 
 from ups.config.load import load_settings

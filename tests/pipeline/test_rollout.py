@@ -1,0 +1,81 @@
+"""What users do with a finished run: scores and predictions of files, and which files do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from tests.layouts import write_task
+from tests.pipeline.small_run import train, write_config
+
+from ups.data.inspect import inspect_file
+from ups.errors import DataError, UpsError, UsageError
+from ups.pipeline.checks import ChecksFailed
+from ups.pipeline.evaluate import evaluate_run
+from ups.pipeline.rollout import rollout_file
+from ups.runtime import SilentProgress
+
+
+class Told(SilentProgress):
+    """Keeps how far the work was."""
+
+    def __init__(self) -> None:
+        self.updates: list[float] = []
+
+    def update(self, done: float, note: str = "") -> None:
+        self.updates.append(done)
+
+
+def test_parameters_that_vary_are_written_with_a_roll_out_which_tells_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nus = np.linspace(0.01, 0.05, 12)
+    write_task(tmp_path / "b.hdf5", "burgers1d", num=12, frames=8, resolution=32, Nu=nus)
+    folder = train(write_config(tmp_path, "burgers1d", ["b.hdf5"])).run_dir
+    monkeypatch.setattr("ups.pipeline.rollout.BATCH", 5)
+    told = Told()
+    rollout_file(folder, tmp_path / "b.hdf5", 2, tmp_path / "out.hdf5", None, progress=told)
+    assert told.updates == [5, 10, 12]
+    with h5py.File(tmp_path / "out.hdf5") as file:
+        np.testing.assert_allclose(file.attrs["Nu"], nus, rtol=1e-6)
+
+
+def test_predictions_are_no_data_but_a_place_to_go_on_from(tmp_path: Path) -> None:
+    write_task(tmp_path / "b.hdf5", "burgers1d", num=12, frames=8, resolution=32, Nu=0.01)
+    folder = train(write_config(tmp_path, "burgers1d", ["b.hdf5"])).run_dir
+    predicted = tmp_path / "predicted.hdf5"
+    rollout_file(folder, tmp_path / "b.hdf5", 3, predicted, None)
+    with pytest.raises(ChecksFailed, match=f"holds predictions .run {folder.name}, 3 steps from b.hdf5"):
+        train(write_config(tmp_path, "burgers1d", ["b.hdf5", "predicted.hdf5"]))
+    summary = inspect_file(predicted)
+    assert summary.predicted_by == f"run {folder.name}, 3 steps from b.hdf5"
+    assert summary.ranges[0].high is not None
+    assert [problem.where for problem in summary.problems] == ["attribute ups_predicted_by"]
+    rollout_file(folder, predicted, 2, tmp_path / "further.hdf5", None)
+    with h5py.File(tmp_path / "further.hdf5") as file:
+        assert file["tensor"].shape == (12, 3, 32)
+
+
+def test_what_does_not_fit_a_finished_run_is_refused(burgers: Path, tmp_path: Path) -> None:
+    folder = train(burgers).run_dir
+    write_task(tmp_path / "fine.hdf5", "burgers1d", num=3, frames=8, resolution=64, nu=0.01)
+    with pytest.raises(DataError, match="grid is 64"):
+        evaluate_run(folder, [tmp_path / "fine.hdf5"], "test", SilentProgress())
+    with pytest.raises(UpsError, match=r"fine\.hdf5: its grid is 64, but the model was trained on 32; interpolate"):
+        rollout_file(folder, tmp_path / "fine.hdf5", 2, tmp_path / "out.h5", None)
+    write_task(tmp_path / "adv.hdf5", "advection1d", num=3, frames=8, resolution=32, beta=0.4)
+    with pytest.raises(UpsError, match=r"adv\.hdf5"):
+        evaluate_run(folder, [tmp_path / "adv.hdf5"], "test", SilentProgress())
+    with pytest.raises(UsageError, match="no run's folder"):
+        evaluate_run(tmp_path / "nothing", [], "test", SilentProgress())
+    with pytest.raises(UsageError, match="exists"):
+        rollout_file(folder, tmp_path / "fine.hdf5", 2, tmp_path / "fine.hdf5", None)
+    write_task(tmp_path / "slow.hdf5", "burgers1d", num=3, frames=3, resolution=32, nu=0.01)
+    with pytest.raises(UpsError, match=r"frames are \S+ apart, but the model steps"):
+        rollout_file(folder, tmp_path / "slow.hdf5", 2, tmp_path / "out.h5", None)
+    (tmp_path / "bad.npy").write_bytes(b"nothing")
+    with pytest.raises(UsageError, match="no array of points"):
+        rollout_file(folder, tmp_path / "fine.hdf5", 2, tmp_path / "out.h5", tmp_path / "bad.npy")
+    assert not (tmp_path / "out.h5").exists()
