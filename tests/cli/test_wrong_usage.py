@@ -50,7 +50,6 @@ def test_a_folder_that_is_no_run_is_wrong_usage(cli: Ups, tmp_path: Path, comman
         ["run", "settings.yaml", "data.files=null", "data.root=none"],
         ["run", "settings.yaml", "runs_dir=a.h5"],
         ["train", "settings.yaml", "runs_dir=a.h5/runs"],
-        ["rollout", "run", "a.h5", "--steps", "1", "--out", "none/o.h5"],
         ["rollout", "run", "a.h5", "--steps", "1", "--out", "a.h5"],
         ["rollout", "run", "a.h5", "--steps", "1", "--out", "o.h5", "--points", "none.npy"],
         ["data", "make", "burgers1d", "--out", "a.h5/o.h5", "--samples", "1", "--seed", "0"],

@@ -85,6 +85,4 @@ def require_rollout(run: Path, source: Path, out: Path, points: Path | None) -> 
     require_files(source, *([] if points is None else [points]))
     if out.exists():
         raise UsageError(f"{out} exists; name another file with --out, or remove it")
-    if not out.parent.is_dir():
-        raise UsageError(f"{out.parent} is not a folder; make it first, or name another with --out")
     require_output(out)
