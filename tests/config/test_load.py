@@ -1,39 +1,15 @@
-"""Files, includes and overrides: what wins, what is refused, and that what is written back is the same."""
+"""Files and overrides: what wins, and what is said of what is wrong."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
-from pydantic import ValidationError
+from tests.config.settings_files import MINIMAL, problems_of, write
 
-from ups.config import Settings, dump_settings, load_settings, settings_hash
+from ups.config import load_settings
 from ups.config.names import setting_names
 from ups.errors import SettingsError
-
-MINIMAL = "task: burgers1d\ndata: {files: a.h5}\n"
-
-
-def write(folder: Path, **files: str) -> Path:
-    """Write files by name into a folder and return the one named `top`."""
-    for name, text in files.items():
-        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
-    return folder / "top.yaml"
-
-
-def problems_of(folder: Path, text: str, *overrides: str) -> str:
-    """What is said about a file with these contents."""
-    with pytest.raises(SettingsError) as caught:
-        load_settings(write(folder, top=text), overrides)
-    assert caught.value.exit_code == 2
-    return str(caught.value)
-
-
-# --- the order of precedence -----------------------------------------------------------------------------------------
 
 
 def test_file_wins_over_includes_later_includes_over_earlier_and_overrides_over_all(tmp_path: Path) -> None:
@@ -105,9 +81,6 @@ def test_task_at_the_top_is_data_task(tmp_path: Path) -> None:
     assert "give one of them" in problems_of(tmp_path, "task: a\ndata: {task: b}\n")
     base_then_top = write(tmp_path, base="data: {task: a}\n", top="include: base.yaml\ntask: b\n")
     assert load_settings(base_then_top).data.task == ("b",)
-
-
-# --- what is said ----------------------------------------------------------------------------------------------------
 
 
 def test_every_problem_is_listed_with_its_place_and_source(tmp_path: Path) -> None:
@@ -197,156 +170,6 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "top.yaml").write_bytes(b"#" * 2_000_000)
     with pytest.raises(SettingsError, match="larger than"):
         load_settings(tmp_path / "top.yaml")
-
-
-# --- includes --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def outside(tmp_path: Path) -> Path:
-    """A file that no settings file in `tmp_path/inside` may reach; its contents would be complained about."""
-    (tmp_path / "inside").mkdir()
-    secret = tmp_path / "secret.yaml"
-    secret.write_text("canary: 1\n", encoding="utf-8")
-    return secret
-
-
-def test_includes_do_not_leave_the_folder(tmp_path: Path, outside: Path) -> None:
-    folder = tmp_path / "inside"
-    (folder / "sub").mkdir()
-    (folder / "link.yaml").symlink_to(outside)
-    (folder / "folder").symlink_to(tmp_path)
-    (folder / "chain.yaml").write_text("include: link.yaml\n", encoding="utf-8")
-    ways = ["../secret.yaml", "sub/../../secret.yaml", "link.yaml", "folder/secret.yaml", "chain.yaml", str(outside)]
-    for include in ways:
-        said = problems_of(folder, f"include: {include}\n{MINIMAL}")
-        assert "leads out of" in said
-        assert "canary" not in said
-
-
-def test_a_link_that_stays_inside_is_followed(tmp_path: Path) -> None:
-    write(tmp_path, real="seed: 4\n")
-    (tmp_path / "link.yaml").symlink_to(tmp_path / "real.yaml")
-    assert load_settings(write(tmp_path, top=f"include: link.yaml\n{MINIMAL}")).seed == 4
-
-
-def test_a_folder_below_may_include_from_the_folder_above_it(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "child.yaml").write_text("include: ../base.yaml\n", encoding="utf-8")
-    write(tmp_path, base="seed: 5\n")
-    assert load_settings(write(tmp_path, top=f"include: sub/child.yaml\n{MINIMAL}")).seed == 5
-
-
-@pytest.mark.parametrize("include", ["top.yaml", "a.yaml"])
-def test_circles_are_refused(tmp_path: Path, include: str) -> None:
-    write(tmp_path, a="include: b.yaml\n", b="include: a.yaml\n")
-    assert "closes a circle" in problems_of(tmp_path, f"include: {include}\n{MINIMAL}")
-
-
-def test_a_diamond_is_no_circle_but_a_tower_of_them_ends(tmp_path: Path) -> None:
-    write(tmp_path, base="seed: 6\n", left="include: base.yaml\n", right="include: base.yaml\n")
-    assert load_settings(write(tmp_path, top=f"include: [left.yaml, right.yaml]\n{MINIMAL}")).seed == 6
-    tower = {f"l{i}": f"include: [l{i + 1}.yaml, l{i + 1}.yaml]\n" for i in range(30)}
-    write(tmp_path, **tower, l30="seed: 1\n")
-    assert "includes more than" in problems_of(tmp_path, f"include: l0.yaml\n{MINIMAL}")
-
-
-@pytest.mark.parametrize("include", ["3", "{a: b}", "[1]", "['']"])
-def test_an_include_is_a_name_or_a_list_of_names(tmp_path: Path, include: str) -> None:
-    assert "include must be" in problems_of(tmp_path, f"include: {include}\n{MINIMAL}")
-
-
-def test_an_include_that_is_no_file_is_refused(tmp_path: Path) -> None:
-    assert "no such settings file" in problems_of(tmp_path, f"include: none.yaml\n{MINIMAL}")
-    os.mkfifo(tmp_path / "pipe.yaml")
-    assert "not a file" in problems_of(tmp_path, f"include: pipe.yaml\n{MINIMAL}")
-
-
-# --- written back ----------------------------------------------------------------------------------------------------
-
-words = st.text(st.characters(blacklist_categories=["C"]), min_size=1, max_size=12)
-fractions = st.floats(0, 0.33)
-parts = st.floats(0.01, 0.33)
-positive = st.floats(1e-8, 1e8)
-counts = st.integers(1, 10**6)
-
-
-def group(**keys: st.SearchStrategy[object]) -> st.SearchStrategy[dict[str, object]]:
-    """A group that gives any of these keys."""
-    return st.fixed_dictionaries({}, optional=keys)
-
-
-def with_one_file_to_generate(data: dict[str, Any]) -> dict[str, Any]:
-    """What is generated is one named file."""
-    return {**data, "files": "made.h5"} if "generate" in data else data
-
-
-schedules = st.one_of(
-    group(warmup=fractions),
-    group(warmup=fractions, final=fractions).map(lambda keys: {**keys, "name": "cosine"}),
-    group(warmup=fractions).map(lambda keys: {**keys, "name": "step", "gamma": 0.3}),
-    group(warmup=fractions, decay=st.floats(0.01, 0.5)).map(lambda keys: {**keys, "name": "wsd"}),
-    group(patience=counts).map(lambda keys: {**keys, "name": "plateau"}),
-)
-optimizers = group(
-    name=st.sampled_from(["adam", "adamw", "sgd", "muon"]),
-    lr=positive | counts,
-    betas=st.lists(st.floats(0, 0.999), min_size=2, max_size=2),
-    scheduler=schedules,
-)
-stages = st.builds(
-    lambda budget, rest: {**rest, **budget},
-    st.sampled_from([{"epochs": 2}, {"steps": 10}, {"seconds": 1}]),
-    group(optimizer=optimizers, scheduler=schedules, patience=counts, batch_size=counts),
-)
-trees = st.fixed_dictionaries(
-    {"task": words},
-    optional={
-        "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", fullmatch=True),
-        "seed": st.integers(0, 2**40),
-        "runs_dir": words,
-        "data": group(
-            root=words,
-            files=words | st.lists(words, min_size=1, max_size=3),
-            split=st.fixed_dictionaries({"train": parts, "valid": parts, "test": parts}),
-            memory_budget_gb=positive | counts,
-            generate=st.fixed_dictionaries({"samples": counts}, optional={"params": st.dictionaries(words, positive)}),
-        ).map(with_one_file_to_generate),
-        "latent": group(dim=counts, patch=counts | st.just("auto")),
-        "operator": group(pdet=group(depths=counts | st.lists(counts, min_size=1, max_size=4), mlp_ratio=positive)),
-        "training": group(amp=st.booleans() | st.just("auto"), grad_clip=positive | st.none(), lambda_forward=positive),
-        "optimizer": optimizers,
-        "stages": group(codec=stages, operator=stages),
-        "evaluation": group(baselines=st.lists(st.sampled_from(["fno", "unet", "linear", "persistence"]), unique=True)),
-    },
-)
-
-
-@given(trees)
-@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_resolved_settings_load_back_to_the_same_hash(tmp_path: Path, tree: dict[str, object]) -> None:
-    settings = Settings.model_validate(tree)
-    again = load_settings(write(tmp_path, top=dump_settings(settings)))
-    assert again == settings
-    assert settings_hash(again) == settings_hash(settings)
-    assert dump_settings(again) == dump_settings(settings)
-
-
-def test_the_hash_depends_on_values_and_not_on_how_they_are_written(tmp_path: Path) -> None:
-    plain = load_settings(write(tmp_path, top=MINIMAL))
-    for text in (
-        "data: {files: [a.h5], task: [burgers1d]}\n",
-        f"{MINIMAL}training: {{grad_clip: 1}}\nseed: 17\n",
-        f"# a remark\n{MINIMAL}",
-    ):
-        assert settings_hash(load_settings(write(tmp_path, top=text))) == settings_hash(plain)
-    assert settings_hash(load_settings(write(tmp_path, top=MINIMAL), ["seed=18"])) != settings_hash(plain)
-
-
-def test_settings_are_frozen() -> None:
-    settings = Settings.model_validate({"task": "burgers1d"})
-    with pytest.raises(ValidationError, match="frozen"):
-        settings.training.batch_size = 1  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("budget", ["seconds: 0", "steps: 0", "seconds: 0.0"])
