@@ -1,4 +1,4 @@
-"""A model on disk: found in its run or by itself, and refused plainly where another version wrote it."""
+"""A model on disk: read as it was, found in its run or by itself, refused where damaged or of another version."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.models.helpers import make_spec
+from tests.models.small_simulator import arguments, make_simulator
 
 from ups import __version__
 from ups.errors import CheckpointError
@@ -101,3 +103,35 @@ def test_a_model_of_other_keys_is_said_to_be_of_another_version(
 def test_a_model_without_a_format_is_none_of_ours(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "bert"}')
     assert "describes no model of ups" in refusal(folder)
+
+
+@torch.no_grad()
+def test_a_saved_model_is_the_same_model(tmp_path: Path) -> None:
+    simulator = make_simulator(param_names=("nu",), param_log=(True,), param_mean=(-4.0,), param_std=(0.5,))
+    simulator.fit("task", [(torch.randn(40, 1, 32), torch.randn(40, 1, 32), torch.rand(40, 1) + 0.1)])
+    save_model(simulator, tmp_path / "model")
+    u = torch.randn(2, 1, 1, 32)
+    found = load_model(tmp_path / "model").rollout(u, 2, **arguments(2, 1))
+    torch.testing.assert_close(found, simulator.rollout(u, 2, **arguments(2, 1)), rtol=0, atol=0)
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "weights.safetensors"]
+
+
+def test_damaged_or_missing_models_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="missing"):
+        load(tmp_path)
+    save_model(make_simulator(), tmp_path / "model")
+    weights, config = tmp_path / "model" / "weights.safetensors", tmp_path / "model" / "config.json"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(tmp_path)
+    weights.write_bytes(whole)
+    tensors = load_file(weights)
+    tensors.pop(next(iter(tensors)))
+    save_file(tensors, weights)
+    with pytest.raises(CheckpointError, match="do not belong together"):
+        load(tmp_path)
+    weights.write_bytes(whole)
+    config.write_text(json.dumps({**json.loads(config.read_text()), "format": 99}))
+    with pytest.raises(CheckpointError, match="format"):
+        load(tmp_path)
