@@ -1,90 +1,25 @@
-"""Every loss term sends its gradient to the parameters it claims to train, and to no others.
-
-And the terms that a stage refuses to build.
-"""
+"""Every loss term sends its gradient to the parameters it claims to train, and to no others."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from tests.models.helpers import make_spec
+from tests.training.small_objectives import (
+    AUGMENTS,
+    NOTHING,
+    PRIORS,
+    gradients,
+    make_batch,
+    make_priors,
+    make_simulator,
+)
 
-from ups.config import Settings
-from ups.data.augment import Augment
-from ups.data.fields import Batch, Grid
-from ups.errors import UpsError
 from ups.models.baselines import NetworkEmulator
-from ups.models.simulator import Architecture, Simulator
-from ups.physics.description import Field
-from ups.physics.equations import get_equation
 from ups.training.losses import InverseCurriculum
 from ups.training.objectives import CodecObjective, EmulatorObjective, OperatorObjective, OperatorTerms, sample_queries
-from ups.training.physics import PhysicsPriors, Prediction, TaskPriors
-from ups.training.stages import build_objective
-
-NOTHING = OperatorTerms(forward=0.0, relative=0.0)
-AUGMENTS = {"task": Augment(get_equation("burgers1d"), enabled=False)}
-PRIORS = ("divergence", "conservation", "boundary", "positivity", "residual", "latent_norm", "latent_diversity")
-LAWFUL = replace(
-    get_equation("burgers1d"),
-    fields=(Field("u", conserved=True, lower=0.0),),
-    solenoidal=("u",),
-    rhs=lambda u, params, spacing: -u,
-)
-"""An equation that has something for every prior."""
-
-
-def make_simulator(latent_dim: int = 2, **changes: object) -> Simulator:
-    """A simulator whose codec loses something (2 of 4 values per token), so that no term is zero by construction."""
-    torch.manual_seed(0)
-    simulator = Simulator(
-        {"task": make_spec(**changes)},  # type: ignore[arg-type]
-        Architecture(latent_dim=latent_dim, patch=4, hidden_dim=16, heads=2, depths=(1,), stem_width=8),
-    )
-    for p in simulator.operator.parameters():
-        torch.nn.init.normal_(p, std=0.1)
-    if latent_dim < 4:  # away from the orthonormal start, where encoder and decoder are each other's best answer
-        for p in simulator.codecs.parameters():
-            p.data += 0.1 * torch.randn(p.shape)
-    return simulator
-
-
-def make_batch(horizon: int = 1, context: int = 1) -> Batch:
-    grid = Grid(axes=((np.arange(32) + 0.5) / 32,), periodic=(True,))
-    frames = torch.randn(4, context + horizon, 1, 32, generator=torch.Generator().manual_seed(1))
-    return Batch(
-        task="task", frames=frames, dt=torch.full((4,), 0.1), params=torch.zeros(4, 0), grid=grid, context=context
-    )
-
-
-def make_priors(*names: str, frequency: int = 1) -> PhysicsPriors:
-    weights = dict.fromkeys(names, 1.0)
-    return PhysicsPriors({"task": TaskPriors(LAWFUL, (1 / 32,), **weights, bc_type="neumann")}, frequency)
-
-
-def make_calm_batch(horizon: int = 1) -> Batch:
-    """A batch whose targets break no law of `LAWFUL` more than a random prediction does."""
-    batch = make_batch(horizon)
-    frames = batch.frames - batch.frames.mean(-1, keepdim=True)
-    frames[:, 1:] *= 0.01
-    return replace(batch, frames=1 + frames)
-
-
-def gradients(objective: OperatorObjective | CodecObjective | EmulatorObjective, batch: Batch) -> dict[str, float]:
-    """Root-sum-square gradient of the operator's, the encoder's and the decoder's parameters."""
-    module = objective.module
-    module.zero_grad()
-    loss, _ = objective(batch, torch.Generator().manual_seed(0))
-    loss.backward()
-    found = {"operator": 0.0, "encoder": 0.0, "decoder": 0.0}
-    for name, p in module.named_parameters():
-        part = next((part for part in ("encoder", "decoder") if name.endswith(part)), "operator")
-        found[part] += 0.0 if p.grad is None else p.grad.norm().item()
-    return found
-
 
 TRAINED = [
     ({"forward": 1.0}, {"operator", "encoder", "decoder"}),
@@ -113,53 +48,6 @@ def test_each_term_trains_what_it_claims(term: dict[str, float], trained: set[st
     objective = OperatorObjective(simulator, AUGMENTS, terms, InverseCurriculum(0, 1.0))
     found = gradients(objective, make_batch(horizon=terms.rollout_horizon))
     assert {part for part, size in found.items() if size > 1e-6} == (trained & {"operator"} if frozen else trained)
-
-
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("prior", PRIORS)
-def test_each_prior_trains_the_operator(prior: str, frozen: bool) -> None:
-    simulator = make_simulator()
-    simulator.codecs.requires_grad_(not frozen)
-    objective = OperatorObjective(simulator, AUGMENTS, NOTHING, InverseCurriculum(0, 1.0), make_priors(prior))
-    found = gradients(objective, make_calm_batch())
-    trained = {"operator"} if frozen else {"operator", "encoder", "decoder"}
-    assert {part for part, size in found.items() if size > 1e-5} == trained
-    assert all(p.grad is None for p in simulator.codecs.parameters()) == frozen
-
-
-def test_priors_see_every_predicted_frame_in_physical_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last given frame, then the simulator's own roll-out; beside it the truth."""
-    seen: list[Prediction] = []
-    monkeypatch.setattr(TaskPriors, "terms", lambda _self, found: seen.append(found) or {})
-    simulator = make_simulator(context=2)
-    terms = replace(NOTHING, rollout=1.0, rollout_horizon=3)
-    batch = make_batch(3, context=2)
-    OperatorObjective(simulator, AUGMENTS, terms, InverseCurriculum(0, 1.0), make_priors("residual"))(
-        batch, torch.Generator()
-    )
-    (found,) = seen
-    rolled = simulator.rollout(batch.inputs, 3, task="task", dt=batch.dt, params=batch.params)
-    torch.testing.assert_close(found.frames, torch.cat([batch.frames[:, 1:2], rolled], dim=1), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.truth, batch.frames[:, 1:], rtol=0, atol=0)
-    torch.testing.assert_close(simulator.decode(found.latents, task="task"), rolled, rtol=1e-5, atol=1e-5)
-    assert found.dt is batch.dt
-    assert found.params is batch.params
-
-
-def test_priors_have_their_own_names_and_frequency_and_add_up() -> None:
-    priors = make_priors(*PRIORS, frequency=3)
-    terms = replace(NOTHING, forward=1.0)
-    objective = OperatorObjective(make_simulator(), AUGMENTS, terms, InverseCurriculum(0, 1.0), priors)
-    batch, seen = make_calm_batch(), []
-    for number in range(5):
-        if number == 2:  # resumed where it stood
-            state = objective.state_dict()
-            objective.batches = 99
-            objective.load_state_dict(state)
-        loss, metrics = objective(batch, torch.Generator())
-        torch.testing.assert_close(loss.detach(), torch.stack(list(metrics.values())).sum())
-        seen.append(set(metrics))
-    assert seen == [{"forward", *PRIORS}, {"forward"}, {"forward"}, {"forward", *PRIORS}, {"forward"}]
 
 
 def test_a_frozen_codec_gets_no_gradient() -> None:
@@ -302,36 +190,6 @@ def test_codec_and_losses_keep_float32_under_autocast() -> None:
     assert min(of_operator.values()) > 0
     assert of_baseline["operator"] > 0
     assert all(p.grad is not None and p.grad.isfinite().all() for p in fno.parameters())
-
-
-def make_settings(**changes: object) -> Settings:
-    return Settings.model_validate({"data": {"task": "burgers1d"}, **changes})
-
-
-@pytest.mark.parametrize("term", ["lambda_inv_enc", "lambda_inv_dec"])
-def test_a_term_that_is_zero_by_construction_is_refused(term: str) -> None:
-    plain = make_settings()
-    settings = plain.model_copy(update={"training": plain.training.model_copy(update={term: 0.1})})
-    with pytest.raises(UpsError, match=rf"{term} is 0.1(.|\n)*zero by construction: the codec loses nothing"):
-        build_objective("operator", settings, make_simulator(16), AUGMENTS)
-    build_objective("codec", settings, make_simulator(16), AUGMENTS)
-    build_objective("operator", settings, make_simulator(2), AUGMENTS)
-    trained = make_settings(training={term: 0.1}, latent={"codec": {"train_with_operator": True}})
-    build_objective("operator", trained, make_simulator(16), AUGMENTS)  # training may leave the exact codec
-
-
-def test_priors_of_the_settings_reach_the_operators_objective() -> None:
-    """And a task that has nothing for one of them is an error when the stage is built."""
-    tree = {"enabled": True, "lambda_residual": 0.5, "frequency": 4}
-    simulator = make_simulator(16, name="burgers1d")
-    objective = build_objective("operator", make_settings(training={"physics_priors": tree}), simulator, AUGMENTS)
-    assert isinstance(objective, OperatorObjective)
-    assert (objective.priors.tasks["task"].residual, objective.priors.frequency) == (0.5, 4)
-    asked = {"enabled": True, "lambda_conservation": 0.5}
-    with pytest.raises(UpsError, match=r"lambda_conservation is 0\.5(.|\n)*zero by construction"):
-        build_objective("operator", make_settings(training={"physics_priors": asked}), simulator, AUGMENTS)
-    trained = make_settings(training={"physics_priors": asked}, latent={"codec": {"train_with_operator": True}})
-    build_objective("operator", trained, simulator, AUGMENTS)
 
 
 def test_a_field_that_is_almost_zero_does_not_outweigh_all_others() -> None:

@@ -1,4 +1,7 @@
-"""What a stage knows of its data: the description of a task, the patch of its tokens, the pairs of frames to fit."""
+"""What a stage knows of its data, and what it builds of its settings.
+
+The description of a task, the patch of its tokens, the pairs of frames to fit, and the terms of its loss.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tests.models.helpers import make_spec
+from tests.training.small_objectives import AUGMENTS, make_simulator
 
 from ups.config import Settings
 from ups.data.fields import Grid
@@ -14,7 +18,9 @@ from ups.data.trajectories import MemoryFrames, TrajectorySet
 from ups.errors import DataError, UpsError
 from ups.physics.equations import get_equation
 from ups.training.builders import choose_patch, describe_task
+from ups.training.objectives import OperatorObjective
 from ups.training.pairs import fit_pairs
+from ups.training.stages import build_objective
 
 
 def make_train(lengths: list[int], nus: list[float]) -> TrajectorySet:
@@ -96,3 +102,29 @@ def test_a_token_has_room_for_a_cell() -> None:
     assert choose_patch(4, 2, specs) == 4
     with pytest.raises(UpsError, match=r"latent\.dim must be at least the number of fields"):
         choose_patch("auto", 2, specs)
+
+
+@pytest.mark.parametrize("term", ["lambda_inv_enc", "lambda_inv_dec"])
+def test_a_term_that_is_zero_by_construction_is_refused(term: str) -> None:
+    plain = make_settings()
+    settings = plain.model_copy(update={"training": plain.training.model_copy(update={term: 0.1})})
+    with pytest.raises(UpsError, match=rf"{term} is 0.1(.|\n)*zero by construction: the codec loses nothing"):
+        build_objective("operator", settings, make_simulator(16), AUGMENTS)
+    build_objective("codec", settings, make_simulator(16), AUGMENTS)
+    build_objective("operator", settings, make_simulator(2), AUGMENTS)
+    trained = make_settings(training={term: 0.1}, latent={"codec": {"train_with_operator": True}})
+    build_objective("operator", trained, make_simulator(16), AUGMENTS)  # training may leave the exact codec
+
+
+def test_priors_of_the_settings_reach_the_operators_objective() -> None:
+    """And a task that has nothing for one of them is an error when the stage is built."""
+    tree = {"enabled": True, "lambda_residual": 0.5, "frequency": 4}
+    simulator = make_simulator(16, name="burgers1d")
+    objective = build_objective("operator", make_settings(training={"physics_priors": tree}), simulator, AUGMENTS)
+    assert isinstance(objective, OperatorObjective)
+    assert (objective.priors.tasks["task"].residual, objective.priors.frequency) == (0.5, 4)
+    asked = {"enabled": True, "lambda_conservation": 0.5}
+    with pytest.raises(UpsError, match=r"lambda_conservation is 0\.5(.|\n)*zero by construction"):
+        build_objective("operator", make_settings(training={"physics_priors": asked}), simulator, AUGMENTS)
+    trained = make_settings(training={"physics_priors": asked}, latent={"codec": {"train_with_operator": True}})
+    build_objective("operator", trained, simulator, AUGMENTS)
