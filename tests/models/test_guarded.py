@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.models.test_diffusion import SMALL, TASK, make_context, make_simulator, roll
+from tests.models.small_corrector import SMALL, TASK, make_context, make_simulator, roll
 
 from ups.errors import UpsError
 from ups.models.simulator import Simulator

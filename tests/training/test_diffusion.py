@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.models.test_diffusion import SMALL, TASK, make_simulator
+from tests.models.small_corrector import SMALL, TASK, make_simulator
 from torch import nn
 
 from ups.data.augment import Augment

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from scipy import stats
-from tests.models.test_prior import SMALL, make_prior, media
+from tests.models.small_prior import SMALL, make_prior, media
 
 from ups.data.augment import Augment
 from ups.data.fields import Batch, Grid
