@@ -80,9 +80,18 @@ def test_levels_of_any_factors_keep_the_grid_and_use_every_weight(coarsen: tuple
     out = operator(u, torch.randn(2, 1), "b", [True])
     assert out.shape == u.shape
     out.square().sum().backward()
-    idle = {name for name, p in operator.pyramid.named_parameters() if p.grad is None or not p.grad.any()}
+    idle = {name for name, p in operator.pyramids["b"].named_parameters() if p.grad is None or not p.grad.any()}
     assert not idle
-    assert len(list(operator.pyramid.parameters())) == 14 * len(coarsen)
+    assert len(list(operator.pyramids["b"].parameters())) == 14 * len(coarsen)
+
+
+def test_a_task_has_levels_of_its_own_and_shares_the_transformer() -> None:
+    operator = make(1, "pdet_stack")
+    operator(torch.randn(2, 1, 16), torch.randn(2, 1), "b", [True]).square().sum().backward()
+    trained = {name for name, p in operator.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any(name.startswith("trunk.") for name in trained)
+    assert any(name.startswith("pyramids.b.") for name in trained)
+    assert not any(name.split(".")[1] == "a" for name in trained)
 
 
 def test_activation_checkpointing_holds_no_activations_of_the_levels() -> None:
@@ -99,7 +108,7 @@ def test_activation_checkpointing_holds_no_activations_of_the_levels() -> None:
 def test_what_is_fine_passes_the_tokens_by() -> None:
     """A change between two cells of a patch reaches the output, whatever the tokens make of it."""
     operator = make(1, "pdet_stack", coarsen=(2, 2))
-    torch.nn.init.zeros_(operator.pyramid.resize[0].spread_weight)  # type: ignore[arg-type, union-attr]
+    torch.nn.init.zeros_(operator.pyramids["b"].resize[0].spread_weight)  # type: ignore[arg-type, union-attr]
     u = torch.zeros(1, 1, 16)
     u[0, 0, ::2] = 1
     features = torch.zeros(1, 1)

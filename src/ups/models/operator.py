@@ -2,7 +2,8 @@
 
 A convolution reads the field, convolutional levels gather it into tokens (`pyramid.py`), transformer blocks mix them,
 the levels spread them out again, and a last convolution writes the rest: face fluxes, sources or increments, as the
-equation's description says (see `simulator.py`).
+equation's description says (see `simulator.py`). Of a model of several tasks, the transformer is shared, and what is
+nearer to the grid is each task's own.
 """
 
 from __future__ import annotations
@@ -148,14 +149,19 @@ class LatentOperator(nn.Module):
         self.inlets = nn.ModuleDict(
             {task: BoundaryConv(axes, read, ends, wide) for task, (read, _) in channels.items()}
         )
-        self.pyramid = Pyramid(
-            axes,
-            stem_width,
-            hidden_dim,
-            hidden_dim,
-            coarsen=coarsen,
-            kernel=narrow,
-            use_checkpoint=use_activation_checkpoint,
+        self.pyramids = nn.ModuleDict(
+            {
+                task: Pyramid(
+                    axes,
+                    stem_width,
+                    hidden_dim,
+                    hidden_dim,
+                    coarsen=coarsen,
+                    kernel=narrow,
+                    use_checkpoint=use_activation_checkpoint,
+                )
+                for task in channels
+            }
         )
         level = LevelFactory(
             axes=axes, head_dim=hidden_dim // heads, condition_dim=hidden_dim, window=window, mlp_ratio=mlp_ratio,
@@ -181,6 +187,6 @@ class LatentOperator(nn.Module):
         if u.ndim == 4:  # convolutions of few channels are a third faster on a CPU with the channels innermost
             u = u.contiguous(memory_format=torch.channels_last)
         fine = self.inlets[task](u, periodic)
-        fine = self.pyramid(fine, condition, periodic, lambda tokens: self.trunk(tokens, condition, periodic))
+        fine = self.pyramids[task](fine, condition, periodic, lambda tokens: self.trunk(tokens, condition, periodic))
         rest: Tensor = self.outlets[task](fine, periodic)
         return rest
