@@ -40,9 +40,9 @@ from ups.data.normalize import compute_statistics
 from ups.data.split import load_files, load_splits
 from ups.data.trajectories import TrajectorySet
 from ups.data.windows import WindowLoader
-from ups.evaluation.metrics import rel_l2
+from ups.evaluation.metrics import nrmse, rel_l2
 from ups.evaluation.rollout import rollout_trajectories
-from ups.evaluation.validate import validation_nrmse
+from ups.evaluation.validate import validation_error
 from ups.models.emulator import Emulator, TaskSpec
 from ups.models.prior import PriorArchitecture, SteadyPrior
 from ups.runtime import seed_everything
@@ -240,8 +240,8 @@ def train_model(
             schedule=build_schedule(model.optimizer.scheduler),
             ema=build_ema(module, EMA),
             settings=LoopSettings(validate_every="auto", checkpoint_interval=10**9, log_every=50, clock="process"),
-            validate=lambda: validation_nrmse(
-                emulator, {TASK: sets["valid"]}, max_samples=None, steps=1, mode="physical", device=CPU
+            validate=lambda: validation_error(
+                nrmse, emulator, {TASK: sets["valid"]}, max_samples=None, steps=1, mode="physical", device=CPU
             ),
             checkpoints=CheckpointStore(folder / "checkpoints", fingerprint={}),
             monitor=Monitor("darcy", []),

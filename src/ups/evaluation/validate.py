@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ups.data.trajectories import TrajectorySet
-from ups.evaluation.metrics import mean_square, nrmse, over_size, relative_absolute_error
+from ups.evaluation.metrics import mean_square, nrmse, over_size
 from ups.evaluation.rollout import reconstruct, rollout_ensembles, rollout_trajectories
 from ups.evaluation.uncertainty import fair_crps
 from ups.models.emulator import Emulator
@@ -18,7 +18,8 @@ from ups.models.emulator import Emulator
 BATCH = 32  # trajectories, or frames, at once
 
 
-def validation_nrmse(
+def validation_error(
+    metric: Callable[[Tensor, Tensor], Tensor],
     emulator: Emulator,
     sets: Mapping[str, TrajectorySet],
     *,
@@ -27,39 +28,15 @@ def validation_nrmse(
     mode: str,
     device: torch.device,
 ) -> float:
-    """Mean over tasks of the roll-out's nrmse; infinite where a roll-out is not finite.
+    """Mean over tasks and their trajectories of the roll-out's error; infinite where a roll-out is not finite.
 
     Args:
+        metric: (prediction, truth) -> an error of each sample, such as `nrmse`; `relative_absolute_error` is the
+            CRPS over the truth's size of an ensemble without spread.
         max_samples: trajectories per task, the first ones; None takes all.
         steps: frames to predict; None goes to the end of each trajectory.
         mode: `latent` or `physical`.
     """
-    return _validation(nrmse, emulator, sets, max_samples, steps, mode, device)
-
-
-def validation_absolute_error(
-    emulator: Emulator,
-    sets: Mapping[str, TrajectorySet],
-    *,
-    max_samples: int | None,
-    steps: int | None,
-    mode: str,
-    device: torch.device,
-) -> float:
-    """As `validation_nrmse`, of the absolute error over the truth's size: the CRPS of an ensemble without spread."""
-    return _validation(relative_absolute_error, emulator, sets, max_samples, steps, mode, device)
-
-
-def _validation(
-    metric: Callable[[Tensor, Tensor], Tensor],
-    emulator: Emulator,
-    sets: Mapping[str, TrajectorySet],
-    max_samples: int | None,
-    steps: int | None,
-    mode: str,
-    device: torch.device,
-) -> float:
-    """Mean over tasks and their samples of (prediction, truth) -> a value of each sample."""
     scores = []
     for trajectories in sets.values():
         batches = rollout_trajectories(
@@ -105,7 +82,7 @@ def validation_crps(
 
     Args:
         members: roll-outs of each trajectory, two or more.
-        max_samples, steps, mode: as in `validation_nrmse`.
+        max_samples, steps, mode: as in `validation_error`.
     """
     scores = []
     for trajectories in sets.values():

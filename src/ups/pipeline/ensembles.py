@@ -9,7 +9,8 @@ from itertools import islice
 import torch
 
 from ups.data.windows import WindowLoader
-from ups.evaluation.validate import validation_absolute_error, validation_crps
+from ups.evaluation.metrics import relative_absolute_error
+from ups.evaluation.validate import validation_crps, validation_error
 from ups.models.simulator import Simulator
 from ups.pipeline.effort import DISTANCE_BATCHES, EnsembleSize
 from ups.pipeline.workspace import Workspace
@@ -54,7 +55,8 @@ def ensemble_error(workspace: Workspace, simulator: Simulator, size: EnsembleSiz
 
 def operator_error(workspace: Workspace, simulator: Simulator, size: EnsembleSize) -> float:
     """The same of the operator's own prediction, which is an ensemble without spread: its absolute error."""
-    return validation_absolute_error(
+    return validation_error(
+        relative_absolute_error,
         simulator,
         workspace.splits["valid"],
         max_samples=_samples(workspace, size),

@@ -17,7 +17,8 @@ from ups.data.latents import LatentStore
 from ups.data.trajectories import Frames
 from ups.data.windows import WindowLoader
 from ups.errors import DataError, UsageError
-from ups.evaluation.validate import validation_nrmse, validation_reconstruction
+from ups.evaluation.metrics import nrmse
+from ups.evaluation.validate import validation_error, validation_reconstruction
 from ups.models.emulator import Emulator
 from ups.models.prior import SteadyPrior
 from ups.models.simulator import Simulator
@@ -264,6 +265,6 @@ def validation_of(workspace: Workspace, stage: str, emulator: Emulator) -> Calla
     if stage == "codec":
         return lambda: validation_reconstruction(emulator, valid, device=workspace.device)
     mode, device = workspace.settings.evaluation.rollout_mode, workspace.device
-    return lambda: validation_nrmse(
-        emulator, valid, max_samples=scope.max_samples, steps=scope.steps, mode=mode, device=device
+    return lambda: validation_error(
+        nrmse, emulator, valid, max_samples=scope.max_samples, steps=scope.steps, mode=mode, device=device
     )
