@@ -4,9 +4,9 @@
     python bench/stages.py table
 
 `run` trains the missing (task, seed) through the pipeline's own stages, for `--seconds` of this process's CPU time each
-on one thread, scores ensembles of 16 members on the test trajectories, from one true frame to the end of the file, and
-appends a JSON line to bench/results/stages.jsonl. `table` draws bench/results/stages.md from the lines. Tasks, files
-and splits are those of `bench/accuracy.py`; made test files go on for twice the training horizon.
+on one thread, scores ensembles of 16 members (or `--members`) on the test trajectories, from one true frame to the end
+of the file, and appends a JSON line to bench/results/stages.jsonl. `table` draws bench/results/stages.md from the
+lines. Tasks, files and splits are those of `bench/accuracy.py`; made test files go on for twice the training horizon.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from common import markdown, run_or_table, say
 
 HERE = Path(__file__).parent
 LINES, TABLE = HERE / "results" / "stages.jsonl", HERE / "results" / "stages.md"
-MEMBERS = 16
+MEMBERS = 16  # also of lines that do not say
 STAGES = ("operator", "diff_residual", "consistency_distill")
 SCORES = ("nrmse", "ensemble_nrmse", "mae", "crps", "spread_skill", "ece", "wall_clock", "ensemble_wall_clock")
 
@@ -57,7 +57,7 @@ def compute(task: str, seed: int, arguments: argparse.Namespace) -> Line:
     corrector = simulator.corrector
     assert corrector is not None
     student, corrector.student = corrector.student, None
-    teacher = scores_of(simulator, workspace)
+    teacher = scores_of(simulator, workspace, arguments.members)
     corrector.student = student
     widen = {task: float(scale.widen) for task, scale in corrector.scales.items()}
     return {
@@ -68,17 +68,18 @@ def compute(task: str, seed: int, arguments: argparse.Namespace) -> Line:
         "steps": steps,
         "widen": next(iter(widen.values())),
         "teacher": teacher,
-        "student": scores_of(simulator, workspace),
+        "student": scores_of(simulator, workspace, arguments.members),
+        "members": arguments.members,
         "commit": commit(),
         "source": source_hash(),
     }
 
 
-def scores_of(simulator: Any, workspace: Any) -> dict[str, float | None]:
+def scores_of(simulator: Any, workspace: Any, members: int) -> dict[str, float | None]:
     """Scores of the simulator and its ensemble on the test split."""
     from ups.evaluation.evaluate import Protocol, evaluate
 
-    protocol = Protocol("test", None, None, "latent", 16 * MEMBERS, MEMBERS)
+    protocol = Protocol("test", None, None, "latent", 16 * members, members)
     found = evaluate(
         {"ups": simulator}, workspace.splits["test"], protocol=protocol, device=workspace.device, showcases=False
     )
@@ -120,6 +121,7 @@ def row_of(lines: list[Line]) -> dict[str, str]:
         "teacher s / student s": shown(
             [line["teacher"]["ensemble_wall_clock"] / line["student"]["ensemble_wall_clock"] for line in lines]
         ),
+        "members": ", ".join(sorted({str(line.get("members", MEMBERS)) for line in lines})),
         "seeds": str(len(lines)),
         "commits": ", ".join(sorted({line["commit"] or "unknown" for line in lines})),
     }
@@ -140,7 +142,7 @@ def table(arguments: argparse.Namespace) -> None:
         "",
         "Test trajectories, from one true frame to the end of the file, physical units; median [least - greatest] of",
         "the seeds. `seconds` are CPU seconds of one thread of operator / residual diffusion / distillation.",
-        "`mean / operator`: nrmse of the mean of 16 members over that of the operator alone. `CRPS / error`: CRPS of",
+        "`mean / operator`: nrmse of the members' mean over that of the operator alone. `CRPS / error`: CRPS of",
         "the ensemble over the mean absolute error of the operator. The teacher takes 16 steps of Heun's method, the",
         "student 2. Made test files (ks) go on for twice the training horizon. Lines",
         "of a commit before 831f8fd are of another sampler, which shrank small spreads. Drawn by",
@@ -161,6 +163,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", type=Path, help="folder of the published files")
     command.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="folder of made data and runs")
     command.add_argument("--set", nargs="+", metavar="KEY=VALUE", help="settings, in a row of their own")
+    command.add_argument("--members", type=int, default=MEMBERS, help="of the ensembles that are scored")
     command.add_argument("--redo", action="store_true")
 
 

@@ -11,7 +11,16 @@ from tests.pipeline.small_run import write_config
 
 from ups.config.load import load_settings
 from ups.models.simulator import Simulator
-from ups.pipeline.effort import CALIBRATION, CHOICE, LEAST_FRAMES, SHARE, TRIALS, Effort, expected_steps
+from ups.pipeline.effort import (
+    CALIBRATION,
+    CALIBRATION_SHARE,
+    CHOICE,
+    CHOICE_SHARE,
+    LEAST_FRAMES,
+    TRIALS,
+    Effort,
+    expected_steps,
+)
 from ups.pipeline.ensembles import WIDENINGS, best_widening
 from ups.pipeline.run import open_workspace
 from ups.pipeline.train import fit_closed_form
@@ -28,7 +37,8 @@ FULL = Effort(of_step=266.0, rollouts=((16, 100), (8, 40)), sampler="heun", samp
 @pytest.mark.parametrize("every", [1, 5])
 def test_validations_and_calibration_keep_within_a_third_of_the_training(steps: int, every: int) -> None:
     effort = replace(FULL, corrector_every=every)
-    assert effort.beside_training(steps) <= 2 * SHARE * steps * effort.of_step
+    assert effort.beside_training(steps) <= (CHOICE_SHARE + CALIBRATION_SHARE) * steps * effort.of_step
+    assert CHOICE_SHARE + CALIBRATION_SHARE <= 1 / 3 + 1e-9
 
 
 def test_more_training_is_validated_by_larger_ensembles_up_to_all_there_are_to_be() -> None:
@@ -122,7 +132,7 @@ def test_budgets_in_steps_and_epochs_are_never_timed(workspace: Workspace) -> No
 
 
 def test_validations_are_seldom_where_the_training_is_short() -> None:
-    assert [FULL.validations(steps) for steps in (1, 100, 10**6)] == [3, 3, 10]
+    assert [FULL.validations(steps) for steps in (1, 100, 10**6)] == [3, 3, 6]
     student = replace(FULL, sampler="student", of_distance=1000.0)
     found = {steps: student.validations(steps) for steps in (1, 150, 10**6)}
     assert found == {1: 3, 150: int(150 * 266 / 6 / 1000), 10**6: 20}

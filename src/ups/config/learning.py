@@ -147,7 +147,7 @@ class TrainingSettings(Group):
     """What a budget in seconds is measured by: `process` counts CPU time."""
     validate_every: PositiveInt | Literal["auto"] = "auto"
     """Steps between validations; `auto` is an epoch, or a twentieth of a budget in steps or seconds; in the
-    stages that draw ensembles, between a third and a tenth (`diff_residual`) or twentieth of any budget, as its length
+    stages that draw ensembles, between a third and a sixth (`diff_residual`) or twentieth of any budget, as its length
     allows."""
     log_every: PositiveInt = 20
     """Steps between records of the log."""

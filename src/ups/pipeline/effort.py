@@ -22,8 +22,9 @@ from ups.training.diffusion import DiffusionObjective, DistillObjective
 from ups.training.schedule import Budget
 from ups.training.state import AUTO_VALIDATIONS, CLOCKS
 
-SHARE = 1 / 6  # of a training's work that its validations may take, and the calibration after it as much again
-VALIDATIONS = (3, 10)  # fewest and most by ensembles, of any budget, where `training.validate_every` is `auto`
+CHOICE_SHARE = 1 / 12  # of a training's work that its validations may take
+CALIBRATION_SHARE = 1 / 4  # and the calibration after it, which needs whole roll-outs: errors add up over them
+VALIDATIONS = (3, 6)  # fewest and most by ensembles, of any budget, where `training.validate_every` is `auto`
 DISTANCES = (3, AUTO_VALIDATIONS)  # and by the student's distance
 TRIALS = 6  # ensembles that a calibration draws at most
 CALL = 6  # rows that calling a network costs besides its own: fields of 256 cells, on one core
@@ -31,7 +32,7 @@ BACKWARD = 2  # passes of a network that its gradient costs
 LEAST_FRAMES = 8  # of a roll-out, where there are as many
 CHOICE = ((3, 8), (2, 8), (2, 4))  # members and trajectories of the ensembles that weights are chosen by, best first
 CALIBRATION = ((4, 16), (3, 8), (2, 8), (2, 4))  # and of those that the spread is chosen by
-CHOICE_STEPS, CALIBRATION_STEPS = 2, 4  # of the sampler, at most
+SAMPLER_STEPS = 2  # of validation ensembles, at most
 DISTANCE_BATCHES = 2  # that a student's distance to its teacher is measured on
 QUICK = 0.01  # of a budget in seconds: a step within it is timed twice, as the first one warms up
 
@@ -118,26 +119,26 @@ class Effort:
         if self.validate_every != "auto":
             return math.ceil(steps / self.validate_every)
         fewest, most = DISTANCES if self.of_distance else VALIDATIONS
-        least = self.of_distance or self.of_ensembles(EnsembleSize(*CHOICE[-1], LEAST_FRAMES, CHOICE_STEPS))
-        return max(fewest, min(most, int(SHARE * steps * self.of_step / least)))
+        least = self.of_distance or self.of_ensembles(EnsembleSize(*CHOICE[-1], LEAST_FRAMES, SAMPLER_STEPS))
+        return max(fewest, min(most, int(CHOICE_SHARE * steps * self.of_step / least)))
 
     def choice(self, steps: int) -> EnsembleSize:
         """Ensembles by which the weights of a stage of so many steps are chosen."""
-        return self._largest(CHOICE, CHOICE_STEPS, SHARE * steps * self.of_step / self.validations(steps))
+        return self._largest(CHOICE, CHOICE_SHARE * steps * self.of_step / self.validations(steps))
 
     def calibration(self, steps: int) -> EnsembleSize:
         """Ensembles by which the spread of samples is chosen after so many steps."""
-        return self._largest(CALIBRATION, CALIBRATION_STEPS, SHARE * steps * self.of_step / TRIALS)
+        return self._largest(CALIBRATION, CALIBRATION_SHARE * steps * self.of_step / TRIALS)
 
     def beside_training(self, steps: int) -> float:
         """Rows of all validations of a stage of so many steps, and of its calibration, at most."""
         calibration = TRIALS * self.of_ensembles(self.calibration(steps))
         return self.validations(steps) * (self.of_distance or self.of_ensembles(self.choice(steps))) + calibration
 
-    def _largest(self, sizes: Sequence[tuple[int, int]], sampler_steps: int, most: float) -> EnsembleSize:
+    def _largest(self, sizes: Sequence[tuple[int, int]], most: float) -> EnsembleSize:
         """The best of these ensembles within so many rows; where none is, the last over fewer frames."""
         there, frames = (max(found) for found in zip(*self.rollouts, strict=True))
-        found = [EnsembleSize(members, min(samples, there), frames, sampler_steps) for members, samples in sizes]
+        found = [EnsembleSize(members, min(samples, there), frames, SAMPLER_STEPS) for members, samples in sizes]
         found += [replace(found[-1], frames=fewer) for fewer in range(frames - 1, LEAST_FRAMES - 1, -1)]
         return next((size for size in found if self.of_ensembles(size) <= most), found[-1])
 
