@@ -134,8 +134,8 @@ def test_budgets_in_steps_and_epochs_are_never_timed(workspace: Workspace) -> No
 def test_validations_are_seldom_where_the_training_is_short() -> None:
     assert [FULL.validations(steps) for steps in (1, 100, 10**6)] == [3, 3, 6]
     student = replace(FULL, sampler="student", of_distance=1000.0)
-    found = {steps: student.validations(steps) for steps in (1, 150, 10**6)}
-    assert found == {1: 3, 150: int(150 * 266 / 6 / 1000), 10**6: 20}
+    found = {steps: student.validations(steps) for steps in (1, 300, 10**6)}
+    assert found == {1: 3, 300: int(300 * 266 * CHOICE_SHARE / 1000), 10**6: 20}
     assert replace(FULL, validate_every=7).validations(15) == 3
 
 
