@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import subprocess
@@ -90,13 +91,31 @@ def test_the_advice_is_that_of_the_error(
 
 
 def test_one_process_holds_a_folder_at_a_time(tmp_path: Path) -> None:
-    assert not is_held(tmp_path)
+    assert is_held(tmp_path) is False
     with held(tmp_path):
-        assert is_held(tmp_path)
+        assert is_held(tmp_path) is True
         with pytest.raises(BlockingIOError), held(tmp_path, patience=0.05):
             pass
-    assert not is_held(tmp_path)
-    assert not is_held(tmp_path / "missing")
+    assert is_held(tmp_path) is False
+    assert is_held(tmp_path / "missing") is None
+
+
+def test_a_folder_that_was_removed_and_made_again_is_held_as_it_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, flock, asked = tmp_path / "run", fcntl.flock, []
+    folder.mkdir()
+
+    def replaced_once(handle: int, operation: int) -> None:
+        if not asked:  # its holder did so just before it let go: opened, but not locked yet
+            folder.rename(tmp_path / "removed")
+            folder.mkdir()
+        asked.append(operation)
+        flock(handle, operation)
+
+    monkeypatch.setattr("fcntl.flock", replaced_once)
+    with held(folder):
+        assert is_held(folder) is True
 
 
 def test_a_folder_is_free_when_its_holder_is_killed(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""What `ups watch` shows of a run, from its log alone."""
+"""What `ups watch` shows of a run: its log, and whether a process works on it."""
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import pytest
 from ups.errors import UsageError
 from ups.files import held
 from ups.health import read_log
+from ups.pipeline.records import StepRecords
 from ups.terminal_watch import as_text, duration, frame, seconds_left, show_live, sparkline
 from ups.watching import watch_once
 
@@ -41,6 +43,11 @@ def metrics(step: int) -> dict[str, Any]:
 def write(run: Path, records: list[dict[str, Any]], torn: str = "") -> None:
     run.mkdir(exist_ok=True)
     (run / "log.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records) + torn)
+
+
+def no_locks(handle: int, operation: int) -> None:
+    """What `flock` does on a file system without locks."""
+    raise OSError(errno.ENOLCK, "No locks available")
 
 
 def test_a_frame_shows_curves_speed_time_left_and_health(tmp_path: Path) -> None:
@@ -114,8 +121,24 @@ def test_the_heading_says_whether_a_process_works_on_the_run(tmp_path: Path) -> 
     with held(tmp_path):
         assert watch_once(tmp_path).splitlines()[0].strip("╭─╮ ").endswith("ago")
     assert "ago, stopped: run it again to go on" in watch_once(tmp_path)
-    write(tmp_path, [record(1000)])
+    StepRecords(tmp_path).finish("operator", "key", 1.0)  # its training may have ended before its budget
     assert "ago, no longer running" in watch_once(tmp_path)
+    write(tmp_path, [record(200), record(200, "diff_residual")])
+    assert "ago, stopped: run it again to go on" in watch_once(tmp_path)
+
+
+def test_those_who_watch_do_not_take_each_other_for_the_run(tmp_path: Path) -> None:
+    write(tmp_path, [record(200)])
+    with held(tmp_path, shared=True):  # as another one does for a moment
+        assert "ago, stopped: run it again to go on" in watch_once(tmp_path)
+
+
+def test_where_there_are_no_locks_a_run_is_not_said_to_be_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, [record(200)])
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    assert watch_once(tmp_path).splitlines()[0].strip("╭─╮ ").endswith("ago")
 
 
 def test_a_folder_that_is_no_run_s_is_not_watched(tmp_path: Path) -> None:
@@ -124,7 +147,7 @@ def test_a_folder_that_is_no_run_s_is_not_watched(tmp_path: Path) -> None:
 
 
 def test_names_from_a_file_are_text_and_one_line() -> None:
-    shown = as_text(frame("a\nb[red]", [record(1, "[bold]\x1b[31mcodec\n", loss=1.0)], 0.0, busy=True))
+    shown = as_text(frame("a\nb[red]", [record(1, "[bold]\x1b[31mcodec\n", loss=1.0)], 0.0))
     assert "a b[red]" in shown
     assert "[bold] [31mcodec" in shown
     assert "\x1b" not in shown

@@ -96,38 +96,42 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 @contextmanager
-def held(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
+def held(folder: Path, *, patience: float = 0.0, shared: bool = False) -> Iterator[None]:
     """Holds a folder as this process's own inside; the system lets go of it when the process dies.
 
     Args:
         patience: seconds to wait for whoever holds it now.
+        shared: hold it together with others who share it.
 
     Raises:
         BlockingIOError: another process holds it.
+        FileNotFoundError: it is not there, or was removed by whoever held it.
         OSError: it cannot be opened, or its file system has no locks.
     """
-    until = time.monotonic() + patience
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        while True:
+    until, mode = time.monotonic() + patience, fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    while True:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                fcntl.flock(handle, mode | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() >= until:
                     raise
-                time.sleep(0.01)
-        yield
-    finally:
-        os.close(handle)
+            else:
+                if os.path.samestat(os.fstat(handle), folder.stat()):  # not one that was removed, and made again since
+                    yield
+                    return
+        finally:
+            os.close(handle)
+        time.sleep(0.01)
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a process holds the folder; False where that cannot be told."""
+def is_held(folder: Path) -> bool | None:
+    """Whether a process holds the folder as its own; None where that cannot be told."""
     try:
-        with held(folder):
+        with held(folder, shared=True):
             return False
     except BlockingIOError:
         return True
     except OSError:
-        return False
+        return None

@@ -58,22 +58,20 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def frame(name: str, records: Sequence[Record], age: float, *, busy: bool) -> RenderableType:
+def frame(name: str, records: Sequence[Record], age: float, *, state: str = "") -> RenderableType:
     """One frame: stages that are done in a line each, the last one in full, and what its log says of its health.
 
     Args:
         name: of the run.
         age: seconds since the last record.
-        busy: whether a process works on the run.
+        state: what else there is to say of it, in the heading.
     """
     from rich.console import Group
     from rich.panel import Panel
     from rich.text import Text
 
     stages = by_stage(records)
-    done = series(list(stages.values())[-1], "progress") if stages else []
-    state = "" if busy else ", no longer running" if done and done[-1] >= 1 else ", stopped: run it again to go on"
-    heading = Text(f"{_plain(name)}, last record {duration(age)} ago{state}", style="bold")
+    heading = Text(", ".join([_plain(name), f"last record {duration(age)} ago", *filter(None, [state])]), style="bold")
     if not stages:
         return Panel(Text("no record yet"), title=heading, title_align="left")
     *earlier, current = stages

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,10 @@ from tests.pipeline.small_run import run, write_config
 from ups.cli import main
 from ups.config.load import load_settings
 from ups.errors import UpsError
-from ups.files import held
+from ups.files import held, is_held
 from ups.pipeline.records import StepRecords, folder_of
+from ups.pipeline.run import alone, prepared
+from ups.runtime import Progress, SilentProgress
 
 STEPS = ["data", "check", "codec", "operator", "evaluate-small", "evaluate", "gates", "gates-promotion", "report"]
 
@@ -94,3 +99,50 @@ def test_a_run_that_another_process_works_on_is_left_alone(config: Path) -> None
         run(config)
     assert list(folder.iterdir()) == []
     assert run(config).run_dir == folder
+
+
+def test_a_folder_that_another_process_removes_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, tries = tmp_path / "runs" / "run", []
+    flock = fcntl.flock
+
+    def removed_once(handle: int, operation: int) -> None:
+        if not tries:
+            folder.rmdir()  # by one whose checks failed, just before it let go
+        tries.append(operation)
+        flock(handle, operation)
+
+    monkeypatch.setattr("fcntl.flock", removed_once)
+    with alone(folder, SilentProgress()):
+        assert is_held(folder) is True
+    assert len(tries) == 3
+
+
+def test_where_there_are_no_locks_a_run_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    class Told(SilentProgress):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    def no_locks(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with alone(tmp_path / "run", Told()):
+        assert (tmp_path / "run").is_dir()
+    assert len(said) == 1
+    assert "cannot be locked (No locks available); start no second process" in said[0]
+
+
+def test_a_run_goes_on_from_what_a_process_noted_that_ended_while_it_waited(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def waiting(run_dir: Path, progress: Progress) -> Iterator[None]:
+        with alone(run_dir, progress):
+            StepRecords(run_dir).finish("codec", "of the other", 0.0)
+            yield
+
+    monkeypatch.setattr("ups.pipeline.run.alone", waiting)
+    with prepared(load_settings(config), SilentProgress(), skip_checks=True) as workspace:
+        assert workspace.records.key("codec") == "of the other"

@@ -163,26 +163,31 @@ def open_workspace(settings: Settings, progress: Progress, timings: Timings | No
 
 
 @contextmanager
-def alone(run_dir: Path) -> Iterator[None]:
-    """The run's folder is there, and no other process works on it inside.
+def alone(run_dir: Path, progress: Progress) -> Iterator[None]:
+    """The run's folder is there, and no other process works on it inside; where that cannot be told, it is said.
 
     Raises:
         UpsError: one does already, or the folder cannot be made.
     """
     with ExitStack() as stack:
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UpsError(f"{run_dir} cannot be made: {error.strerror}; {write_remedy(error)}") from error
-        try:
-            stack.enter_context(held(run_dir, patience=0.5))  # `ups watch` holds it for a moment, too
-        except BlockingIOError:
-            raise UpsError(
-                f"{run_dir} is being worked on by another process: `ups watch {run_dir}` shows it; "
-                "wait for its end or stop it, or give this run another name"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
+        while True:
+            try:
+                run_dir.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UpsError(f"{run_dir} cannot be made: {error.strerror}; {write_remedy(error)}") from error
+            try:
+                stack.enter_context(held(run_dir, patience=0.5))  # `ups watch` holds it for a moment, too
+            except BlockingIOError:
+                raise UpsError(
+                    f"{run_dir} is being worked on by another process: `ups watch {run_dir}` shows it; "
+                    "wait for its end or stop it, or give this run another name"
+                ) from None
+            except FileNotFoundError:  # whose checks failed, and who removed it
+                continue
+            except OSError as error:
+                why = f"{run_dir} cannot be locked ({error.strerror})"
+                progress.say(f"warning: {why}; start no second process on this run while this one works")
+            break
         yield
 
 
@@ -201,15 +206,16 @@ def prepared(
         UpsError: another process does already, or something the user has to mend.
     """
     require_possible(settings, force=force)
-    workspace = open_workspace(settings, progress, timings)
-    before = workspace.run_dir.exists()
-    with alone(workspace.run_dir):
-        workspace.open()
+    run_dir = open_workspace(settings, progress).run_dir  # what is refused at once leaves no folder
+    with alone(run_dir, progress):
+        new = not any(run_dir.iterdir())
+        workspace = open_workspace(settings, progress, timings)  # its records as the last process left them
         try:
+            workspace.open()
             _check_and_settle(workspace, force, skip_checks)
         except UpsError:
-            if not before and not workspace.records.key("data"):  # nothing was done: no folder to wonder at shall stay
-                shutil.rmtree(workspace.run_dir, ignore_errors=True)
+            if new and not workspace.records.key("data"):  # nothing was done: no folder to wonder at shall stay
+                shutil.rmtree(run_dir, ignore_errors=True)
             raise
         yield workspace
 
