@@ -3,8 +3,8 @@
     python bench/stages.py run --tasks burgers ks diffusion_reaction2d --seeds 0 1 2 --data FOLDER
     python bench/stages.py table
 
-`run` trains the missing (task, seed) through the pipeline's own stages, for `--seconds` of this process's CPU time each
-on one thread, scores ensembles of 16 members (or `--members`) on the test trajectories, from one true frame to the end
+`run` trains what is missing through the pipeline's own stages, for `--seconds` of this process's CPU time each on one
+thread, scores ensembles of 16 members (or `--members`) on the test trajectories, from one true frame to the end
 of the file, and appends a JSON line to bench/results/stages.jsonl. `table` draws bench/results/stages.md from the
 lines. Tasks, files and splits are those of `bench/accuracy.py`; made test files go on for twice the training horizon.
 """
@@ -91,14 +91,18 @@ def run(arguments: argparse.Namespace) -> None:
     """Computes what is missing."""
     for seed in arguments.seeds:
         for task in arguments.tasks:
-            wanted = {"task": task, "seed": seed, "seconds": list(arguments.seconds), "settings": arguments.set or []}
-            lines = read_lines(arguments.out)
-            if not arguments.redo and any({name: line[name] for name in wanted} == wanted for line in lines):
+            wanted = (task, list(arguments.seconds), arguments.set or [], arguments.members, seed)
+            if not arguments.redo and any(wanted == key_of(line) for line in read_lines(arguments.out)):
                 say(f"{task} {seed}: done")
                 continue
             line = compute(task, seed, arguments)
             append(line, arguments.out)
             say(f"{task} {seed}: {row_of([line])}")
+
+
+def key_of(line: Line) -> tuple[str, list[float], list[str], int, int]:
+    """What a line is of: task, seconds, settings, members, seed."""
+    return line["task"], line["seconds"], line["settings"], line.get("members", MEMBERS), line["seed"]
 
 
 def row_of(lines: list[Line]) -> dict[str, str]:
@@ -121,21 +125,21 @@ def row_of(lines: list[Line]) -> dict[str, str]:
         "teacher s / student s": shown(
             [line["teacher"]["ensemble_wall_clock"] / line["student"]["ensemble_wall_clock"] for line in lines]
         ),
-        "members": ", ".join(sorted({str(line.get("members", MEMBERS)) for line in lines})),
         "seeds": str(len(lines)),
         "commits": ", ".join(sorted({line["commit"] or "unknown" for line in lines})),
     }
 
 
 def table(arguments: argparse.Namespace) -> None:
-    """Draws the table of every (task, seconds, settings)."""
+    """Draws the table of every (task, seconds, settings, members)."""
     groups: dict[tuple[str, ...], dict[int, Line]] = {}
     for line in read_lines(arguments.out):
-        key = (line["task"], "/".join(f"{s:g}" for s in line["seconds"]), " ".join(line["settings"]))
-        groups.setdefault(key, {})[line["seed"]] = line
+        task, seconds, settings, members, seed = key_of(line)
+        key = (task, "/".join(f"{s:g}" for s in seconds), " ".join(settings) or "defaults", str(members))
+        groups.setdefault(key, {})[seed] = line
     rows = [
-        {"task": task, "seconds": seconds, "settings": settings or "defaults", **row_of(list(seeds.values()))}
-        for (task, seconds, settings), seeds in groups.items()
+        {**dict(zip(("task", "seconds", "settings", "members"), key, strict=True)), **row_of(list(seeds.values()))}
+        for key, seeds in groups.items()
     ]
     text = [
         "# What each stage is worth",

@@ -1,0 +1,50 @@
+"""The bench of the stages: ensembles of one size are not taken for those of another."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import stages
+
+
+def line(seed: int, **more: Any) -> dict[str, Any]:
+    scores = dict.fromkeys(stages.SCORES, 1.0)
+    settings: list[str] = []
+    what = {"task": "ks", "seed": seed, "seconds": [1.0, 2.0, 3.0], "settings": settings, "commit": "c"}
+    return {**what, "teacher": scores, "student": scores, **more}
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Lines of two seeds, the first of them of an older bench that did not say how many members there are: 16."""
+    lines = [line(0), line(1, members=16), line(0, members=4)]
+    path = tmp_path / "stages.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    monkeypatch.setattr(stages, "TABLE", tmp_path / "stages.md")
+    return path
+
+
+def test_the_table_has_a_row_for_each_number_of_members(out: Path) -> None:
+    stages.table(Namespace(out=out))
+    rows = [row.strip("| ").split(" | ") for row in stages.TABLE.read_text().splitlines() if row.startswith("| ")]
+    found = [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
+    assert [(row["members"], row["seeds"]) for row in found] == [("16", "2"), ("4", "1")]
+
+
+def test_what_is_missing_is_told_by_the_number_of_members_too(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def compute(task: str, seed: int, arguments: Namespace) -> dict[str, Any]:
+        asked.append((seed, arguments.members))
+        return line(seed, members=arguments.members)
+
+    monkeypatch.setattr(stages, "compute", compute)
+    for members in (16, 4):
+        choices = Namespace(tasks=["ks"], seeds=[0, 1], seconds=[1.0, 2.0, 3.0], set=None, redo=False, out=out)
+        stages.run(Namespace(**vars(choices), members=members))
+    assert asked == [(1, 4)]
