@@ -50,6 +50,17 @@ def test_more_training_is_validated_by_larger_ensembles_up_to_all_there_are_to_b
         assert (found[-1].members, found[-1].samples, found[-1].frames) == (*sizes[0], 100)
 
 
+def test_ensembles_are_the_largest_that_their_share_has_room_for() -> None:
+    steps = 800
+    for size, share, times in (
+        (FULL.choice(steps), CHOICE_SHARE, FULL.validations(steps)),
+        (FULL.calibration(steps), CALIBRATION_SHARE, TRIALS),
+    ):
+        room = share * steps * FULL.of_step
+        assert times * FULL.of_ensembles(size) <= room
+        assert times * FULL.of_ensembles(replace(size, frames=size.frames + 1)) > room
+
+
 def test_roll_outs_shorter_than_the_fewest_frames_are_taken_whole() -> None:
     assert replace(FULL, rollouts=((3, 5),)).choice(1).frames == 5
 
