@@ -18,11 +18,13 @@ from tests.pipeline.small_run import run, train, write_config
 
 import ups
 from ups.config.load import load_settings
-from ups.errors import DataError, UsageError
+from ups.errors import CheckpointError, DataError, UsageError
 from ups.evaluation.board import Board
 from ups.evaluation.leaderboard import Leaderboard
+from ups.models.store import FORMAT, load_model
 from ups.pipeline.evaluate import evaluate_run
 from ups.pipeline.plan import TimedStore
+from ups.pipeline.records import StepRecords
 from ups.pipeline.run import run_pipeline, train_pipeline
 from ups.runtime import SilentProgress
 from ups.timing import Timings
@@ -212,6 +214,23 @@ def test_one_stage_alone(burgers: Path) -> None:
         train_pipeline(load_settings(burgers, ["stages.codec.epochs=0"]), progress=SilentProgress(), stage="codec")
     with pytest.raises(UsageError, match="steady_prior is no stage of burgers1d: those are codec, operator"):
         train_pipeline(load_settings(burgers), progress=SilentProgress(), stage="steady_prior")
+
+
+def test_a_model_of_another_format_is_trained_again_by_what_its_refusal_says(burgers: Path) -> None:
+    folder = train(burgers).run_dir
+    for path in folder.glob("**/model/config.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "format": FORMAT - 1}))
+    with pytest.raises(CheckpointError, match=r"train it again with this version \('ups run --force codec'\)"):
+        run(burgers)
+    run(burgers, force=("codec",))
+    load_model(folder / "model")
+
+
+def test_a_training_of_another_model_format_is_not_gone_on_with(burgers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    StepRecords(train(burgers).run_dir).forget("operator")  # as if killed at its end
+    monkeypatch.setattr("ups.pipeline.plan.FORMAT", 99)
+    with pytest.raises(CheckpointError, match=rf"model format: {FORMAT} in the checkpoint, 99 now(.|\n)*remove"):
+        train(burgers)
 
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])

@@ -21,7 +21,7 @@ from ups.data.windows import WindowLoader
 from ups.models.emulator import Emulator
 from ups.models.prior import SteadyPrior
 from ups.models.simulator import Simulator
-from ups.models.store import save_model
+from ups.models.store import FORMAT, save_model
 from ups.pipeline.tracking import open_sinks
 from ups.pipeline.workspace import Workspace
 from ups.training.checkpoint import CheckpointStore
@@ -255,6 +255,7 @@ def fingerprint(workspace: Workspace, plan: Plan) -> Mapping[str, Any]:
         "settings": model_settings(workspace.settings) | {"optimizer": plan.optimizer.model_dump(mode="json")},
         "budget": {plan.budget.unit: plan.budget.amount},
         "data": workspace.data_hash,
+        "model format": FORMAT,
         "key": plan.key,
     }
 
