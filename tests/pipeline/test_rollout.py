@@ -42,7 +42,7 @@ def test_parameters_that_vary_are_written_with_a_roll_out_which_tells_how_far_it
         np.testing.assert_allclose(file.attrs["Nu"], nus, rtol=1e-6)
 
 
-def test_predictions_are_no_data_but_a_place_to_go_on_from(tmp_path: Path) -> None:
+def test_predictions_are_no_data_but_a_place_to_go_on_from_in_a_folder_that_is_made(tmp_path: Path) -> None:
     write_task(tmp_path / "b.hdf5", "burgers1d", num=12, frames=8, resolution=32, Nu=0.01)
     folder = train(write_config(tmp_path, "burgers1d", ["b.hdf5"])).run_dir
     predicted = tmp_path / "predicted.hdf5"
@@ -53,8 +53,9 @@ def test_predictions_are_no_data_but_a_place_to_go_on_from(tmp_path: Path) -> No
     assert summary.predicted_by == f"run {folder.name}, 3 steps from b.hdf5"
     assert summary.ranges[0].high is not None
     assert [problem.where for problem in summary.problems] == ["attribute ups_predicted_by"]
-    rollout_file(folder, predicted, 2, tmp_path / "further.hdf5", None)
-    with h5py.File(tmp_path / "further.hdf5") as file:
+    further = tmp_path / "made" / "for it" / "further.hdf5"
+    rollout_file(folder, predicted, 2, further, None)
+    with h5py.File(further) as file:
         assert file["tensor"].shape == (12, 3, 32)
 
 
