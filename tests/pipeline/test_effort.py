@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tests.layouts import write_task
 from tests.pipeline.small_run import write_config
 
 from ups.config.load import load_settings
+from ups.evaluation.uncertainty import fair_crps
 from ups.models.simulator import Simulator
 from ups.pipeline.effort import (
     CALIBRATION,
@@ -82,20 +85,23 @@ def test_an_ensemble_costs_what_its_networks_are_called_for() -> None:
     size = replace(effort.calibration(10**9), members=4)
     assert effort.of_ensembles(size) == 10 * (28 + 6) * (1 + 1 + 2 * 2)
     assert replace(effort, sampler="euler").of_ensembles(size) == 10 * (28 + 6) * (1 + 1 + 2)
-    assert replace(effort, sampler="student", sampler_steps=1).of_ensembles(size) == 10 * (28 + 6) * (1 + 1 + 1)
 
 
-@pytest.mark.parametrize("lowest", [0.5, 0.8, 1.0, 1.3, 2.1, 5.0])
-def test_the_walk_finds_the_best_widening_within_its_number_of_trials(lowest: float) -> None:
-    tried: list[float] = []
+@pytest.mark.parametrize("error", [0.6, 1.0, 1.7, 3.0])
+def test_samples_spread_as_far_as_the_errors_do_whatever_the_noise_of_the_scores(error: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    truth, draws = error * torch.randn(1, 1, 1, 200000, generator=rng), torch.randn(4, 1, 1, 1, 200000, generator=rng)
+    scores = {widen: float(fair_crps(widen * draws, truth).mean()) for widen in WIDENINGS}
+    assert best_widening(scores) == pytest.approx(error, rel=0.05)
+    noisy = {widen: score * (1.02 if number % 2 else 0.98) for number, (widen, score) in enumerate(scores.items())}
+    assert best_widening(noisy) == pytest.approx(error, rel=0.35)
+    assert len(WIDENINGS) == TRIALS
 
-    def score(widen: float) -> float:
-        tried.append(widen)
-        return abs(widen - lowest)
 
-    best = best_widening(score)
-    assert len(tried) == len(set(tried)) <= TRIALS
-    assert abs(best - lowest) <= min(abs(one - lowest) for one in WIDENINGS)
+def test_ensembles_that_diverge_do_not_count_in_how_far_samples_spread() -> None:
+    scores = {widen: math.sqrt(2 * (widen**2 + 1)) - widen for widen in WIDENINGS}
+    assert best_widening({**scores, 2.8: math.inf}) == pytest.approx(1.0, rel=0.02)
+    assert best_widening(dict.fromkeys(WIDENINGS, math.inf) | {1.4: 1.0}) == 1.4
 
 
 @pytest.fixture
@@ -144,7 +150,7 @@ def test_budgets_in_steps_and_epochs_are_never_timed(workspace: Workspace) -> No
 
 def test_validations_are_seldom_where_the_training_is_short() -> None:
     assert [FULL.validations(steps) for steps in (1, 100, 10**6)] == [3, 3, 6]
-    student = replace(FULL, sampler="student", of_distance=1000.0)
+    student = replace(FULL, of_distance=1000.0)
     found = {steps: student.validations(steps) for steps in (1, 300, 10**6)}
     assert found == {1: 3, 300: int(300 * 266 * CHOICE_SHARE / 1000), 10**6: 20}
     assert replace(FULL, validate_every=7).validations(15) == 3

@@ -66,7 +66,8 @@ def test_the_whole_stack_leaves_an_ensemble_behind(burgers: Path) -> None:
     scored = [record for record in records if "valid_crps" in record]
     assert len(scored) == 3, "few steps are validated seldom"
     assert len({record["operator_crps"] for record in scored}) == 1
-    assert set(outcome.timings.parts) >= {"diff_residual: calibrate", "consistency_distill: calibrate"}
+    assert "diff_residual: calibrate" in outcome.timings.parts
+    assert "consistency_distill: calibrate" not in outcome.timings.parts, "the student spreads as far as its teacher"
     assert "Uncertainty" in (folder / "report.html").read_text()
 
     weights, log = (folder / "model" / "weights.safetensors").read_bytes(), (folder / "log.jsonl").read_text()
@@ -89,7 +90,7 @@ def test_the_whole_stack_leaves_an_ensemble_behind(burgers: Path) -> None:
 
 def test_the_error_of_the_operator_is_that_of_members_without_spread(burgers: Path) -> None:
     settings = load_settings(burgers)
-    workspace, size = open_workspace(settings, SilentProgress()), EnsembleSize(2, 4, 5, 2)
+    workspace, size = open_workspace(settings, SilentProgress()), EnsembleSize(2, 4, 5)
     model = workspace.new_simulator().eval()
     add_corrector(settings, model)
     assert model.corrector is not None

@@ -26,13 +26,13 @@ CHOICE_SHARE = 1 / 12  # of a training's work that its validations may take
 CALIBRATION_SHARE = 1 / 4  # and the calibration after it, which needs whole roll-outs: errors add up over them
 VALIDATIONS = (3, 6)  # fewest and most by ensembles, of any budget, where `training.validate_every` is `auto`
 DISTANCES = (3, AUTO_VALIDATIONS)  # and by the student's distance
-TRIALS = 6  # ensembles that a calibration draws at most
+TRIALS = 5  # ensembles that a calibration draws
 CALL = 6  # rows that calling a network costs besides its own: fields of 256 cells, on one core
 BACKWARD = 2  # passes of a network that its gradient costs
 LEAST_FRAMES = 8  # of a roll-out, where there are as many
 CHOICE = ((3, 8), (2, 8), (2, 4))  # members and trajectories of the ensembles that weights are chosen by, best first
 CALIBRATION = ((4, 16), (3, 8), (2, 8), (2, 4))  # and of those that the spread is chosen by
-SAMPLER_STEPS = 2  # of validation ensembles, at most
+SAMPLER_STEPS = 3  # of validation ensembles, at most
 DISTANCE_BATCHES = 2  # that a student's distance to its teacher is measured on
 QUICK = 0.01  # of a budget in seconds: a step within it is timed twice, as the first one warms up
 
@@ -48,13 +48,11 @@ class EnsembleSize:
         members: of each ensemble.
         samples: trajectories of each task, the first ones.
         frames: of each roll-out, at most.
-        sampler_steps: of the teacher, at most.
     """
 
     members: int
     samples: int
     frames: int
-    sampler_steps: int
 
     def __str__(self) -> str:
         trajectories = "1 trajectory" if self.samples == 1 else f"{self.samples} trajectories"
@@ -68,16 +66,17 @@ class Effort:
     Args:
         of_step: rows of an optimizer step.
         rollouts: of the validation split, by task: how many there are, and frames of the longest.
-        sampler: by which members are drawn; `student` is the distilled network.
+        sampler: by which members are drawn.
         sampler_steps: of a draw.
         corrector_every: steps of the operator between draws.
-        of_distance: rows of a validation by the student's distance to its teacher; 0 where ensembles validate.
+        of_distance: rows of a validation by the student's distance to its teacher; 0 where ensembles validate, and
+            calibrate at the end: the student spreads as far as its teacher.
         validate_every: steps between validations.
     """
 
     of_step: float
     rollouts: tuple[tuple[int, int], ...]
-    sampler: Literal["heun", "euler", "student"]
+    sampler: Literal["heun", "euler"]
     sampler_steps: int
     corrector_every: int = 1
     of_distance: float = 0.0
@@ -88,7 +87,7 @@ class Effort:
         """The work of a stage that trains by batches of so many windows."""
         settings, sizes = workspace.settings, objective.corrector.architecture
         called, step = batch_size + CALL, 1.0 + 2 * (1 + BACKWARD)  # the operator; moments and flow with gradients
-        distance, distilled = 0.0, isinstance(objective, DistillObjective)
+        distance = 0.0
         if isinstance(objective, DistillObjective):
             taught = 2 + objective.terms.teacher_steps * EVALUATIONS[sizes.sampler]  # operator, moments, and the path
             step = taught + (2 + BACKWARD) * max(objective.terms.num_taus)  # the graph is made twice
@@ -96,8 +95,8 @@ class Effort:
         return cls(
             of_step=step * called * settings.training.accum_steps,
             rollouts=validation_rollouts(workspace),
-            sampler="student" if distilled else sizes.sampler,
-            sampler_steps=sizes.student_steps if distilled else sizes.sampler_steps,
+            sampler=sizes.sampler,
+            sampler_steps=sizes.sampler_steps,
             corrector_every=settings.evaluation.corrector_every,
             of_distance=distance,
             validate_every=settings.training.validate_every,
@@ -105,10 +104,7 @@ class Effort:
 
     def of_ensembles(self, size: EnsembleSize) -> float:
         """Rows of drawing validation ensembles once: at every frame the operator, the moments, and the sampler."""
-        if self.sampler == "student":
-            evaluations = self.sampler_steps
-        else:
-            evaluations = min(size.sampler_steps, self.sampler_steps) * EVALUATIONS[self.sampler]
+        evaluations = min(SAMPLER_STEPS, self.sampler_steps) * EVALUATIONS[self.sampler]
         passes = 1 + (1 + evaluations) / self.corrector_every
         return passes * sum(
             min(size.frames, longest) * (size.members * min(size.samples, num) + CALL) for num, longest in self.rollouts
@@ -119,7 +115,7 @@ class Effort:
         if self.validate_every != "auto":
             return math.ceil(steps / self.validate_every)
         fewest, most = DISTANCES if self.of_distance else VALIDATIONS
-        least = self.of_distance or self.of_ensembles(EnsembleSize(*CHOICE[-1], LEAST_FRAMES, SAMPLER_STEPS))
+        least = self.of_distance or self.of_ensembles(EnsembleSize(*CHOICE[-1], LEAST_FRAMES))
         return max(fewest, min(most, int(CHOICE_SHARE * steps * self.of_step / least)))
 
     def choice(self, steps: int) -> EnsembleSize:
@@ -131,14 +127,16 @@ class Effort:
         return self._largest(CALIBRATION, CALIBRATION_SHARE * steps * self.of_step / TRIALS)
 
     def beside_training(self, steps: int) -> float:
-        """Rows of all validations of a stage of so many steps, and of its calibration, at most."""
+        """Rows of all validations of a stage of so many steps, and of its calibration."""
+        if self.of_distance:
+            return self.validations(steps) * self.of_distance
         calibration = TRIALS * self.of_ensembles(self.calibration(steps))
-        return self.validations(steps) * (self.of_distance or self.of_ensembles(self.choice(steps))) + calibration
+        return self.validations(steps) * self.of_ensembles(self.choice(steps)) + calibration
 
     def _largest(self, sizes: Sequence[tuple[int, int]], most: float) -> EnsembleSize:
         """The best of these ensembles within so many rows; where none is, the last over fewer frames."""
         there, frames = (max(found) for found in zip(*self.rollouts, strict=True))
-        found = [EnsembleSize(members, min(samples, there), frames, SAMPLER_STEPS) for members, samples in sizes]
+        found = [EnsembleSize(members, min(samples, there), frames) for members, samples in sizes]
         found += [replace(found[-1], frames=fewer) for fewer in range(frames - 1, LEAST_FRAMES - 1, -1)]
         return next((size for size in found if self.of_ensembles(size) <= most), found[-1])
 

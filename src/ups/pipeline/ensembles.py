@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from itertools import islice
 
+import numpy as np
 import torch
 
 from ups.data.windows import WindowLoader
 from ups.evaluation.metrics import relative_absolute_error
 from ups.evaluation.validate import validation_crps, validation_error
 from ups.models.simulator import Simulator
-from ups.pipeline.effort import DISTANCE_BATCHES, EnsembleSize
+from ups.pipeline.effort import DISTANCE_BATCHES, SAMPLER_STEPS, EnsembleSize
 from ups.pipeline.workspace import Workspace
 from ups.training.diffusion import DistillObjective
 from ups.training.monitor import DivergedError
 
-WIDENINGS = (0.7, 1.0, 1.4, 2.0, 2.8)  # of the samples' spread, of which the best by validation is kept
-FINER = 1.2  # and then by so much more or less
+WIDENINGS = (0.7, 1.0, 1.4, 2.0, 2.8)  # of the samples' spread, at which validation ensembles are scored
+NARROWEST, WIDEST = 0.5, 4.0  # that a calibration may choose
 
 
 class EnsembleScore:
@@ -41,7 +42,7 @@ class EnsembleScore:
 def ensemble_error(workspace: Workspace, simulator: Simulator, size: EnsembleSize) -> float:
     """CRPS of the diffusion's ensembles over the truth's size, on the first validation trajectories."""
     assert simulator.corrector is not None
-    with simulator.corrector.sampling(size.sampler_steps):
+    with simulator.corrector.sampling(SAMPLER_STEPS):
         return validation_crps(
             simulator,
             workspace.splits["valid"],
@@ -77,50 +78,44 @@ def calibrate(workspace: Workspace, stage: str, simulator: Simulator, size: Ense
     corrector, progress = simulator.corrector, workspace.progress
     assert corrector is not None
     simulator.eval()
-    tried: dict[float, float] = {}
+    found: dict[float, float] = {}
     progress.start(f"calibrate {stage}", unit="ensembles")
     progress.say(f"calibrating how far samples of {stage} spread, by validation ensembles: {size}")
-
-    def score(widen: float) -> float:
+    for widen in WIDENINGS:
         corrector.widen(widen)
-        tried[widen] = ensemble_error(workspace, simulator, size)
-        progress.update(len(tried))
-        return tried[widen]
-
-    best = best_widening(score)
-    if not math.isfinite(tried[best]):
+        found[widen] = ensemble_error(workspace, simulator, size)
+        progress.update(len(found))
+    if not any(map(math.isfinite, found.values())):
         raise DivergedError(
             "every validation ensemble diverged; train the residual diffusion longer, or lower its rate"
         )
+    best = best_widening(found)
     corrector.widen(best)
-    alone = operator_error(workspace, simulator, size)
+    alone, least = operator_error(workspace, simulator, size), min(found.values())
     progress.finish(
         f"samples spread {best:.3g} times as far as trained: "
-        f"CRPS {tried[best]:.3g} of the field's size, the operator's absolute error {alone:.3g} of it"
+        f"CRPS {least:.3g} of the field's size, the operator's absolute error {alone:.3g} of it"
     )
 
 
-def best_widening(score: Callable[[float], float]) -> float:
-    """Where the score is lowest: a walk over `WIDENINGS` from 1 on while it falls, and then finer places beside."""
-    found: dict[float, float] = {}
+def best_widening(scores: Mapping[float, float]) -> float:
+    """Where the CRPS of ensembles is least, by a curve through the scores of some widenings, each of which is noisy.
 
-    def falls(place: int, to: int) -> bool:
-        if to not in range(len(WIDENINGS)):
-            return False
-        found[WIDENINGS[to]] = score(WIDENINGS[to])
-        return found[WIDENINGS[to]] < found[WIDENINGS[place]]
+    Of a Gaussian of deviation w, where the truth deviates by t, the expected CRPS is (sqrt(2 (w^2 + t^2)) - w) /
+    sqrt(pi) (from its form as E|X - Y| - E|X - X'| / 2, Gneiting and Raftery 2007), which is least at w = t. Scale and
+    t of the curve whose relative errors are least square; what is not finite does not count.
 
-    start = WIDENINGS.index(1.0)
-    found[1.0] = score(1.0)
-    place = start
-    while falls(place, place + 1):
-        place += 1
-    if place == start:
-        while falls(place, place - 1):
-            place -= 1
-    for finer in (WIDENINGS[place] / FINER, WIDENINGS[place] * FINER):
-        found[finer] = score(finer)
-    return min(found, key=lambda widen: found[widen])
+    Args:
+        scores: CRPS by widening; one of them is finite.
+    """
+    finite = {widen: score for widen, score in scores.items() if math.isfinite(score)}
+    if len(finite) < 3 or min(finite.values()) <= 0:
+        return min(finite, key=lambda widen: finite[widen])
+    widen, score = (np.array(values) for values in (list(finite), list(finite.values())))
+    t = np.geomspace(NARROWEST, WIDEST, 200)
+    curve = (np.sqrt(2 * (widen**2 + t[:, None] ** 2)) - widen) / score
+    scale = curve.sum(1) / np.square(curve).sum(1)
+    return float(t[np.square(scale[:, None] * curve - 1).sum(1).argmin()])
 
 
 class DistanceToTeacher:

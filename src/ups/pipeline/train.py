@@ -197,14 +197,13 @@ def train_stage(
 def with_ensembles(
     workspace: Workspace, plan: Plan, simulator: Simulator, objective: DiffusionObjective | DistillObjective
 ) -> Plan:
-    """The plan of a stage that draws ensembles, validated and calibrated within a share of its training."""
+    """The plan of a stage that draws ensembles, validated and calibrated within a share of its training.
+
+    The student's samples are its teacher's, and spread as far as those were found to have to.
+    """
     effort = Effort.of(workspace, objective, plan.batch_size)
-
-    def finish(outcome: StageOutcome) -> None:
-        calibrate(workspace, plan.name, simulator, effort.calibration(outcome.steps))
-
     steps = expected_steps(workspace, plan.name, objective, plan.batch_size, plan.budget, plan.key)
-    plan = replace(plan, auto_validations=effort.validations(steps), finish=finish)
+    plan = replace(plan, auto_validations=effort.validations(steps))
     if isinstance(objective, DistillObjective):
         target = workspace.settings.stages.consistency_distill.target_loss
         return replace(plan, validate=DistanceToTeacher(workspace, objective), target=target)
@@ -213,7 +212,10 @@ def with_ensembles(
     def begin(loader: WindowLoader) -> None:
         fit_scales(objective.steps, (batch.to(workspace.device) for batch in islice(loader, SCALE_BATCHES)))
 
-    return replace(plan, validate=score, beside=score.beside, begin=begin)
+    def finish(outcome: StageOutcome) -> None:
+        calibrate(workspace, plan.name, simulator, effort.calibration(outcome.steps))
+
+    return replace(plan, validate=score, beside=score.beside, begin=begin, finish=finish)
 
 
 def codec_error(workspace: Workspace, simulator: Simulator) -> float:
