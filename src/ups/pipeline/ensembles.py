@@ -19,7 +19,7 @@ from ups.training.diffusion import DistillObjective
 from ups.training.monitor import DivergedError
 
 WIDENINGS = (0.7, 1.0, 1.4, 2.0, 2.8)  # of the samples' spread, at which validation ensembles are scored
-NARROWEST, WIDEST = 0.5, 4.0  # that a calibration may choose
+NARROWEST, WIDEST = 0.5, 4.0  # that a calibration may choose, a little beyond those scored
 
 
 class EnsembleScore:
@@ -93,8 +93,8 @@ def calibrate(workspace: Workspace, stage: str, simulator: Simulator, size: Ense
     corrector.widen(best)
     alone, least = operator_error(workspace, simulator, size), min(found.values())
     progress.finish(
-        f"samples spread {best:.3g} times as far as trained: "
-        f"CRPS {least:.3g} of the field's size, the operator's absolute error {alone:.3g} of it"
+        f"samples spread {best:.3g} times as far as trained; the least CRPS of those tried is {least:.3g} of the "
+        f"field's size, the operator's absolute error {alone:.3g} of it"
     )
 
 
