@@ -11,8 +11,8 @@ import torch
 from tests.models.small_corrector import SMALL, TASK, make_context, make_simulator, roll
 
 from ups.errors import CheckpointError, UpsError
-from ups.models.corrector import Corrector
 from ups.models.diffusion import SAMPLERS, Condition, PointMlp, angle, even_times, on_circle
+from ups.models.noise import NoiseSeries, standard_noise
 from ups.models.simulator import Simulator
 from ups.models.store import adopt, load_model, save_model
 from ups.models.surrogate import Surrogate
@@ -44,8 +44,8 @@ def test_an_untrained_flow_samples_the_gaussian_of_the_moments(architecture: str
     mean, spread = torch.randn(2, 1, 32), torch.rand(2, 1, 32) ** 8
     condition = Condition(TASK, torch.randn(2, 2, 32), torch.zeros(2, 2), mean, spread)
     with torch.no_grad():
-        found = simulator.corrector.draw(condition, torch.Generator().manual_seed(0), steps=steps)
-    noise = Corrector.noise(condition, torch.Generator().manual_seed(0))
+        found = simulator.corrector.draw(condition, NoiseSeries(torch.Generator().manual_seed(0)), steps=steps)
+    noise = standard_noise(mean, torch.Generator().manual_seed(0))
     torch.testing.assert_close(found, mean + spread * noise)
 
 
@@ -110,6 +110,24 @@ def test_members_are_galilean_invariant() -> None:
     torch.testing.assert_close(moving - boost, still.roll(10, -1), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("cells", [0, 10])
+def test_members_go_astray_in_one_direction_for_as_long_as_errors_last(every: int, cells: int) -> None:
+    """An untrained corrector of an operator that moves everything by whole cells: what members add is noise alone."""
+    simulator = make_simulator(trained=False, galilean=True, mean=(0.0,), std=(1.0,))
+    simulator.architecture = replace(simulator.architecture, corrector_every=every)
+    simulator.advance_normalized = lambda u_hat, **_: u_hat[:, -1].roll(cells, -1)  # type: ignore[method-assign]
+    assert simulator.corrector is not None
+    simulator.corrector.scales[TASK].memory.copy_(torch.tensor([0.7, 0.5, 0.3]))
+    context = make_context()
+    context += cells / 32 / 0.1 - context.mean(-1, keepdim=True)
+    found = roll(simulator, context, steps=2 * every, members=500)
+    path = torch.cat([context.expand(500, -1, -1, -1, -1), found], dim=2).unbind(2)
+    first, second = torch.stack([u.roll(-cells * step, -1) for step, u in enumerate(path)][::every]).diff(dim=0)
+    together = float((first * second).mean() / first.square().mean())
+    assert together == pytest.approx({1: 0.7, 2: 0.5}[every], abs=0.02)
+
+
 def test_without_spread_all_members_are_the_corrected_mean() -> None:
     simulator, context = make_simulator(), make_context()
     assert simulator.corrector is not None
@@ -170,6 +188,7 @@ def test_a_corrector_is_saved_and_loaded_with_its_simulator(tmp_path: Path, stud
         for p in simulator.corrector.add_student().parameters():
             p.data += 0.01
     simulator.corrector.widen(1.3)
+    simulator.corrector.scales[TASK].memory.copy_(torch.tensor([0.6, 0.3, 0.1]))
     save_model(simulator, tmp_path)
     loaded = load_model(tmp_path)
     assert isinstance(loaded, Simulator)
@@ -204,9 +223,3 @@ def test_a_simulator_without_a_corrector_draws_nothing() -> None:
         roll(simulator, make_context())
     with pytest.raises(UpsError, match="deterministic; train the stage diff_residual"):
         Surrogate(simulator, torch.device("cpu")).rollout(make_context()[:, 0], 2, members=2)
-
-
-def test_noise_is_the_same_from_the_same_generator() -> None:
-    condition = Condition(TASK, torch.zeros(1, 2, 8), torch.zeros(1, 1), torch.zeros(1, 1, 8), torch.ones(1, 1, 8))
-    first, second = (Corrector.noise(condition, torch.Generator().manual_seed(5)) for _ in range(2))
-    assert torch.equal(first, second)

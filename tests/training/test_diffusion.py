@@ -13,6 +13,8 @@ from torch import nn
 from ups.data.augment import Augment
 from ups.data.fields import Batch, Grid
 from ups.errors import UpsError
+from ups.models.corrector import carry_by
+from ups.models.noise import NoiseSeries, autoregression
 from ups.models.simulator import Simulator
 from ups.physics.equations import get_equation
 from ups.training.diffusion import (
@@ -21,6 +23,7 @@ from ups.training.diffusion import (
     DistillObjective,
     DistillTerms,
     ResidualSteps,
+    fit_memory,
     fit_scales,
     tau_distribution,
 )
@@ -199,7 +202,7 @@ def test_samples_have_the_shape_of_a_distribution_with_two_humps() -> None:
         given, _ = corrector.see(TASK, simulator.physics[TASK], context, prediction)
         condition = corrector.denoiser.condition(given, features, TASK)
         with corrector.sampling(16):
-            sample = corrector.draw(condition, generator)
+            sample = corrector.draw(condition, NoiseSeries(generator))
     assert float(sample.mean()) == pytest.approx(0.0, abs=0.1)
     assert float(sample.std()) == pytest.approx(1.0, abs=0.25)
     assert float((sample.abs() < 0.5).float().mean()) < 0.15  # 0.38 of a Gaussian
@@ -211,6 +214,40 @@ def test_scales_come_from_the_operators_steps() -> None:
     fit_scales(steps, [make_batch(seed=seed) for seed in range(3)])
     seen = [steps.of(make_batch(seed=seed), torch.Generator())[1] for seed in range(3)]
     assert float(torch.cat(seen).square().mean().sqrt()) == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_memory_is_how_alike_errors_of_neighbouring_steps_are(moving: bool) -> None:
+    """Frames whose every step is the operator's and an error that lasts, carried along where there is a mean."""
+    changes = {"galilean": True, "mean": (0.0,), "std": (1.0,)} if moving else {}
+    simulator = make_simulator(trained=False, form="increment", **changes)
+    steps, physics = ResidualSteps(simulator, AUGMENTS), simulator.physics[TASK]
+    errors, start = NoiseSeries(torch.Generator().manual_seed(0), (0.8, 0.5)), make_batch(64)
+    if moving:
+        start = replace(start, frames=start.frames - start.frames.mean(-1, keepdim=True) + 3.3)
+    frames = [start.frames[:, 0]]
+    for _ in range(4):
+        pair = replace(start, frames=torch.stack([frames[-1], frames[-1]], dim=1))
+        context, u_next, _, _ = steps.predict(pair)
+        error = 0.05 * errors.draw(u_next)
+        error = error - error.mean(-1, keepdim=True)
+        _, mean = simulator.corrector.see(TASK, physics, context, u_next)
+        carry = carry_by(physics, mean)
+        errors.end_step(carry)
+        frames.append(simulator.normalizers[TASK].inverse(u_next + (error if carry is None else carry(error))))
+    fit_memory(steps, replace(start, frames=torch.stack(frames, dim=1)))
+    found = simulator.corrector.scales[TASK].memory.tolist()
+    weights = autoregression((0.8, 0.5))[-1][0]
+    assert found == pytest.approx([0.8, 0.5, weights[0] * 0.5 + weights[1] * 0.8], abs=0.05)
+
+
+def test_memory_is_none_beyond_what_windows_show() -> None:
+    simulator = make_simulator(trained=False, form="increment")
+    frames = torch.randn(8, 3, 1, 32, generator=torch.Generator().manual_seed(2))
+    fit_memory(ResidualSteps(simulator, AUGMENTS), replace(make_batch(8), frames=frames))
+    first, *others = simulator.corrector.scales[TASK].memory.tolist()
+    assert first != 0
+    assert others == [0, 0]
 
 
 @pytest.mark.parametrize(("text", "mean", "variance"), [

@@ -7,9 +7,10 @@ codec that loses nothing this is the latent space, turned.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -29,6 +30,7 @@ from ups.models.diffusion import (
 )
 from ups.models.emulator import TaskSpec
 from ups.models.layers import ModuleMap, full_precision
+from ups.models.noise import MEMORY, NoiseSeries
 from ups.models.step import Physics
 
 
@@ -36,12 +38,14 @@ class ResidualScale(nn.Module):
     """The sizes that make one task's residual and change per step unit-variance, and how far samples spread.
 
     `residual` and `change` are root mean squares per field, in normalised units; `widen` multiplies how far a sample is
-    from the mean: 1 as trained, another value where validation roll-outs say so.
+    from the mean: 1 as trained, another value where validation roll-outs say so. `memory` are the correlations of
+    errors, in units of their spread, that are one step apart, two, and so on.
     """
 
     residual: Tensor
     change: Tensor
     widen: Tensor
+    memory: Tensor
 
     def __init__(self, spec: TaskSpec) -> None:
         super().__init__()
@@ -49,6 +53,7 @@ class ResidualScale(nn.Module):
         self.register_buffer("residual", torch.ones(shape))
         self.register_buffer("change", torch.ones(shape))
         self.register_buffer("widen", torch.ones(()))
+        self.register_buffer("memory", torch.zeros(MEMORY))
 
 
 class Corrector(nn.Module):
@@ -122,28 +127,24 @@ class Corrector(nn.Module):
         found: Tensor = (truth - u_next) / self.scales[task].residual
         return found
 
+    def noise(self, task: str, rng: torch.Generator | None, every: int = 1) -> NoiseSeries:
+        """The noise of a roll-out in which every so-many-th step is corrected, correlated in time as errors are."""
+        return NoiseSeries(rng, self.scales[task].memory.tolist(), every)
+
     def draw(
-        self, condition: Condition, rng: torch.Generator | None, *, steps: int | None = None, student: bool = True
+        self, condition: Condition, noise: NoiseSeries, *, steps: int | None = None, student: bool = True
     ) -> Float[Tensor, "batch channel *grid"]:
         """Samples of r, by the student where there is one and `student` asks for it.
 
         Args:
-            rng: of the noise, on the CPU; None takes PyTorch's own stream.
             steps: of the sampler; None takes the architecture's.
         """
-        noise = self.noise(condition, rng)
         if student and self.student is not None:
-            xi = self._jump(condition, noise, rng, steps or self.architecture.student_steps)
+            xi = self._jump(condition, noise, steps or self.architecture.student_steps)
         else:
-            xi = self.teach(condition, noise, even_times(steps or self.architecture.sampler_steps))[-1]
+            times = even_times(steps or self.architecture.sampler_steps)
+            xi = self.teach(condition, noise.draw(condition.mean), times)[-1]
         return condition.mean + self.scales[condition.task].widen * condition.spread * xi
-
-    @staticmethod
-    def noise(condition: Condition, rng: torch.Generator | None) -> Tensor:
-        """eps ~ N(0, I) of the residual's shape, drawn where the generator is: a CPU's draws are the same for all."""
-        like = condition.mean
-        device = like.device if rng is None else rng.device
-        return torch.randn(like.shape, generator=rng, dtype=like.dtype, device=device).to(like.device)
 
     def teach(self, condition: Condition, noise: Tensor, times: list[float]) -> list[Tensor]:
         """The diffusion's own path from noise at the first of `times` to the last: w at each."""
@@ -157,13 +158,13 @@ class Corrector(nn.Module):
         theta = spread(angle(times), w)
         return theta.sin() * w + theta.cos() * turn
 
-    def _jump(self, condition: Condition, noise: Tensor, rng: torch.Generator | None, steps: int) -> Tensor:
-        """Multi-step consistency sampling: land, go back to the next tau with fresh noise, land again."""
-        w = noise
+    def _jump(self, condition: Condition, noise: NoiseSeries, steps: int) -> Tensor:
+        """Multi-step consistency sampling: land, go back to the next tau with further noise, land again."""
+        w = noise.draw(condition.mean)
         for start, stop in pairwise(even_times(steps)):
             w = self.land(w, start, condition)
             if stop < 1:
-                w = on_circle(self.noise(condition, rng), w, w.new_full((len(w),), stop))
+                w = on_circle(noise.draw(w), w, w.new_full((len(w),), stop))
         return w
 
     def correct(
@@ -173,14 +174,15 @@ class Corrector(nn.Module):
         u_hat: Float[Tensor, "batch context channel *grid"],
         u_next: Float[Tensor, "batch channel *grid"],
         features: Float[Tensor, "batch feature"],
-        rng: torch.Generator | None,
+        noise: NoiseSeries,
         *,
         student: bool = True,
     ) -> Float[Tensor, "batch channel *grid"]:
-        """The operator's normalised prediction with a sample of its error added."""
+        """The operator's normalised prediction with a sample of its error added; one step of the noise's series."""
         with full_precision(u_next):
             given, mean = self.see(task, physics, u_hat, u_next)
-            sample = self.draw(self.denoiser.condition(given, features, task), rng, student=student)
+            sample = self.draw(self.denoiser.condition(given, features, task), noise, student=student)
+            noise.end_step(carry_by(physics, mean))
             if physics.frame is not None and mean is not None:
                 return physics.frame.leave(physics.frame.follow(u_next, mean) + self._scaled(sample, task), mean)
             return u_next + self._scaled(sample, task)
@@ -219,3 +221,8 @@ class Corrector(nn.Module):
         sizes = (sums / batches).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
         scale.residual.copy_(sizes[0].reshape(scale.residual.shape))
         scale.change.copy_(sizes[1].reshape(scale.change.shape))
+
+
+def carry_by(physics: Physics, mean: Tensor | None) -> Callable[[Tensor], Tensor] | None:
+    """Where a step brings what moves with its frame, of the mean velocity taken out; None where nothing moves."""
+    return None if physics.frame is None or mean is None else partial(physics.frame.carry, mean=mean)

@@ -45,7 +45,11 @@ class MovingFrame(nn.Module):
 
     def leave(self, u_hat: Float[Tensor, "batch 1 x"], mean: Float[Tensor, "batch 1 1"]) -> Float[Tensor, "batch 1 x"]:
         """The frame after the step, seen from the grid again."""
-        return self._shift(u_hat, self._cells(mean)) + mean
+        return self.carry(u_hat, mean) + mean
+
+    def carry(self, field: Float[Tensor, "batch 1 x"], mean: Float[Tensor, "batch 1 1"]) -> Float[Tensor, "batch 1 x"]:
+        """What moves with the frame, such as noise that was drawn in it, where the step has brought it."""
+        return self._shift(field, self._cells(mean))
 
     def follow(self, u_hat: Float[Tensor, "batch 1 x"], mean: Float[Tensor, "batch 1 1"]) -> Float[Tensor, "batch 1 x"]:
         """The inverse of `leave`: a frame a step later, seen from the moving frame."""

@@ -20,6 +20,7 @@ from ups.models.corrector import Corrector
 from ups.models.diffusion import DiffusionArchitecture
 from ups.models.emulator import TaskSpec
 from ups.models.layers import ModuleMap, full_precision
+from ups.models.noise import NoiseSeries
 from ups.models.operator import LatentOperator
 from ups.models.step import StepEmulator
 from ups.physics.guards import Guards
@@ -276,14 +277,15 @@ class Simulator(StepEmulator):
         self.check(context, task, dt)
         context, dt, params = (part.repeat(members, *[1] * (part.ndim - 1)) for part in (context, dt, params))
         features = self.normalizers[task].features(dt, params)
-        correct = partial(self._corrected, task=task, features=features, rng=rng)
+        noise = self.corrector.noise(task, rng, self.architecture.corrector_every)
+        correct = partial(self._corrected, task=task, features=features, noise=noise)
         return self.rollout_latent(context, steps, task=task, dt=dt, params=params, mode=mode, correct=correct)
 
     def _corrected(
-        self, u_hat: Tensor, u_next: Tensor, *, task: str, features: Tensor, rng: torch.Generator | None
+        self, u_hat: Tensor, u_next: Tensor, *, task: str, features: Tensor, noise: NoiseSeries
     ) -> Tensor:
         assert self.corrector is not None
-        return self.corrector.correct(task, self.physics[task], u_hat, u_next, features, rng)
+        return self.corrector.correct(task, self.physics[task], u_hat, u_next, features, noise)
 
     def rollout(
         self,

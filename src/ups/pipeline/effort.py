@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 
+from ups.models.noise import MEMORY
 from ups.pipeline.plan import make_loader
 from ups.pipeline.workspace import Workspace
 from ups.training.diffusion import DiffusionObjective, DistillObjective
@@ -32,6 +33,7 @@ BACKWARD = 2  # passes of a network that its gradient costs
 LEAST_FRAMES = 8  # of a roll-out, where there are as many
 CHOICE = ((3, 8), (2, 8), (2, 4))  # members and trajectories of the ensembles that weights are chosen by, best first
 CALIBRATION = ((4, 16), (3, 8), (2, 8), (2, 4))  # and of those that the spread is chosen by
+MEMORY_WINDOWS = 16  # of each task that show how long errors of the operator last
 SAMPLER_STEPS = 3  # of validation ensembles, at most
 DISTANCE_BATCHES = 2  # that a student's distance to its teacher is measured on
 QUICK = 0.01  # of a budget in seconds: a step within it is timed twice, as the first one warms up
@@ -103,12 +105,16 @@ class Effort:
         )
 
     def of_ensembles(self, size: EnsembleSize) -> float:
-        """Rows of drawing validation ensembles once: at every frame the operator, the moments, and the sampler."""
+        """Rows of drawing validation ensembles once: at every frame the operator, the moments, and the sampler.
+
+        Before, both networks are called on the steps that show how long errors last.
+        """
         evaluations = min(SAMPLER_STEPS, self.sampler_steps) * EVALUATIONS[self.sampler]
         passes = 1 + (1 + evaluations) / self.corrector_every
-        return passes * sum(
+        drawn = sum(
             min(size.frames, longest) * (size.members * min(size.samples, num) + CALL) for num, longest in self.rollouts
         )
+        return passes * drawn + 2 * (MEMORY + 1) * (MEMORY_WINDOWS + CALL) * len(self.rollouts)
 
     def validations(self, steps: int) -> int:
         """How often a stage of so many steps is validated; where that is `auto`, seldom if its share allows no more."""

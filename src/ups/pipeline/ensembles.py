@@ -12,10 +12,11 @@ import torch
 from ups.data.windows import WindowLoader
 from ups.evaluation.metrics import relative_absolute_error
 from ups.evaluation.validate import validation_crps, validation_error
+from ups.models.noise import MEMORY
 from ups.models.simulator import Simulator
-from ups.pipeline.effort import DISTANCE_BATCHES, SAMPLER_STEPS, EnsembleSize
+from ups.pipeline.effort import DISTANCE_BATCHES, MEMORY_WINDOWS, SAMPLER_STEPS, EnsembleSize
 from ups.pipeline.workspace import Workspace
-from ups.training.diffusion import DistillObjective
+from ups.training.diffusion import DiffusionObjective, DistillObjective, ResidualSteps, fit_memory
 from ups.training.monitor import DivergedError
 
 WIDENINGS = (0.7, 1.0, 1.4, 2.0, 2.8)  # of the samples' spread, at which validation ensembles are scored
@@ -25,13 +26,16 @@ NARROWEST, WIDEST = 0.5, 4.0  # that a calibration may choose, a little beyond t
 class EnsembleScore:
     """CRPS of validation ensembles over the truth's size, and the same of the operator alone, once it was called."""
 
-    def __init__(self, workspace: Workspace, simulator: Simulator, size: EnsembleSize) -> None:
+    def __init__(
+        self, workspace: Workspace, simulator: Simulator, objective: DiffusionObjective, size: EnsembleSize
+    ) -> None:
         self.workspace, self.simulator, self.size = workspace, simulator, size
-        self._alone = math.nan
+        self.steps, self._alone = objective.steps, math.nan
 
     def __call__(self) -> float:
         if math.isnan(self._alone):
             self._alone = operator_error(self.workspace, self.simulator, self.size)
+        measure_memory(self.workspace, self.steps)
         return ensemble_error(self.workspace, self.simulator, self.size)
 
     def beside(self) -> dict[str, float]:
@@ -54,6 +58,16 @@ def ensemble_error(workspace: Workspace, simulator: Simulator, size: EnsembleSiz
         )
 
 
+def measure_memory(workspace: Workspace, steps: ResidualSteps) -> None:
+    """Sets how long errors of the operator last, from a few windows of train trajectories."""
+    context = workspace.settings.data.context
+    for task, train in workspace.splits["train"].items():
+        lags = min(MEMORY, int(train.lengths.max()) - context - 1)
+        if lags > 0:
+            with WindowLoader({task: train}, MEMORY_WINDOWS, context, lags + 1, workspace.settings.seed) as loader:
+                fit_memory(steps, loader.next_batch().to(workspace.device))
+
+
 def operator_error(workspace: Workspace, simulator: Simulator, size: EnsembleSize) -> float:
     """The same of the operator's own prediction, which is an ensemble without spread: its absolute error."""
     return validation_error(
@@ -67,10 +81,10 @@ def operator_error(workspace: Workspace, simulator: Simulator, size: EnsembleSiz
     )
 
 
-def calibrate(workspace: Workspace, stage: str, simulator: Simulator, size: EnsembleSize) -> None:
-    """Sets how far samples spread to what makes validation ensembles best, by their CRPS.
+def calibrate(workspace: Workspace, stage: str, simulator: Simulator, steps: ResidualSteps, size: EnsembleSize) -> None:
+    """Sets how long errors last, and how far samples spread to what makes validation ensembles best, by their CRPS.
 
-    Errors of a roll-out are correlated from step to step, which samples are not; and those on train data are smaller.
+    Errors on train data are smaller than on others; and what a place is like later than a few steps is not told.
 
     Raises:
         DivergedError: no ensemble is finite.
@@ -78,6 +92,7 @@ def calibrate(workspace: Workspace, stage: str, simulator: Simulator, size: Ense
     corrector, progress = simulator.corrector, workspace.progress
     assert corrector is not None
     simulator.eval()
+    measure_memory(workspace, steps)
     found: dict[float, float] = {}
     progress.start(f"calibrate {stage}", unit="ensembles")
     progress.say(f"calibrating how far samples of {stage} spread, by validation ensembles: {size}")

@@ -207,13 +207,13 @@ def with_ensembles(
     if isinstance(objective, DistillObjective):
         target = workspace.settings.stages.consistency_distill.target_loss
         return replace(plan, validate=DistanceToTeacher(workspace, objective), target=target)
-    score = EnsembleScore(workspace, simulator, effort.choice(steps))
+    score = EnsembleScore(workspace, simulator, objective, effort.choice(steps))
 
     def begin(loader: WindowLoader) -> None:
         fit_scales(objective.steps, (batch.to(workspace.device) for batch in islice(loader, SCALE_BATCHES)))
 
     def finish(outcome: StageOutcome) -> None:
-        calibrate(workspace, plan.name, simulator, effort.calibration(outcome.steps))
+        calibrate(workspace, plan.name, simulator, objective.steps, effort.calibration(outcome.steps))
 
     return replace(plan, validate=score, beside=score.beside, begin=begin, finish=finish)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -18,8 +18,10 @@ from torch.utils.checkpoint import checkpoint
 from ups.data.augment import Augment
 from ups.data.fields import Batch
 from ups.errors import UpsError
+from ups.models.corrector import carry_by
 from ups.models.diffusion import Condition, angle, even_times, on_circle, spread
 from ups.models.layers import full_precision
+from ups.models.noise import MEMORY, standard_noise
 from ups.models.simulator import Simulator
 from ups.training.losses import least_norm, relative_l2, spectral_loss
 from ups.training.objectives import Metrics, Scalar
@@ -140,7 +142,7 @@ class DiffusionObjective:
         )
         xi = (residual - held.mean) / held.spread
         tau = self.taus(len(residual), rng).to(residual.device)
-        noise, theta = self.corrector.noise(condition, rng), spread(angle(tau), residual)
+        noise, theta = standard_noise(residual, rng), spread(angle(tau), residual)
         w = on_circle(noise, xi, tau)
         turn = denoiser.turn(w, tau, held)
         losses = {
@@ -207,7 +209,7 @@ class DistillObjective:
         times = even_times(self.terms.teacher_steps)
         with torch.no_grad():
             condition, _, _ = self.steps.of(batch, rng)
-            path = self.corrector.teach(condition, self.corrector.noise(condition, rng), times)
+            path = self.corrector.teach(condition, standard_noise(condition.mean, rng), times)
         total = torch.zeros((), device=path[-1].device)
         size, step = len(path[-1]), self.terms.micro_batch
         for low in range(0, size, step):
@@ -255,3 +257,30 @@ def fit_scales(steps: ResidualSteps, batches: Iterable[Batch]) -> None:
         by_task[batch.task].append(batch)
     for task, found in by_task.items():
         steps.corrector.fit(task, steps.simulator.physics[task], (steps.predict(batch)[:3] for batch in found))
+
+
+@torch.no_grad()
+def fit_memory(steps: ResidualSteps, windows: Batch) -> None:
+    """Sets how alike the residuals of neighbouring steps are, from true windows of several frames to predict.
+
+    c_l is the correlation of xi = (r - mu) / s with what it was l steps before, carried along by the moving frame, at
+    the windows' first `MEMORY` lags; those that they are too short for are 0.
+    """
+    corrector, task, physics = steps.corrector, windows.task, steps.simulator.physics[windows.task]
+    past: list[Tensor] = []  # newest first
+    sums, counts = torch.zeros(2, MEMORY + 1, device=windows.frames.device)
+    for first in range(windows.horizon):
+        part = replace(windows, frames=windows.frames[:, first : first + windows.context + 1])
+        context, u_next, truth, features = steps.predict(part)
+        given, mean = corrector.see(task, physics, context, u_next)
+        residual = corrector.residual(task, physics, truth, u_next, mean)
+        condition = corrector.denoiser.condition(given, features, task)
+        past = [(residual - condition.mean) / condition.spread, *past[:MEMORY]]
+        for lag, before in enumerate(past):
+            sums[lag] += (past[0] * before).mean()
+            counts[lag] += 1
+        if (carry := carry_by(physics, mean)) is not None:
+            past = [carry(before) for before in past]
+    means = sums / counts.clamp_min(1)
+    found = means[1:] / means[0]
+    corrector.scales[task].memory.copy_(torch.where(found.isfinite(), found, 0.0))
