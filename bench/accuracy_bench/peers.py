@@ -122,7 +122,8 @@ def _pdetransformer() -> Any:
     found = importlib.util.find_spec(name)
     if found is None or found.submodule_search_locations is None:
         raise UsageError(
-            "pdetransformer is not installed; pip install -c constraints.txt 'ups[bench]', then pip install --no-deps pdetransformer==0.1.11"
+            "pdetransformer is not installed; pip install -c constraints.txt 'ups[bench]', "
+            "then pip install --no-deps pdetransformer==0.1.11"
         )
     root = Path(next(iter(found.submodule_search_locations)))
     importlib.import_module("diffusers")  # before the stand-ins below: it looks for timm

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from ups.pipeline.effort import (
     Effort,
     expected_steps,
 )
-from ups.pipeline.ensembles import WIDENINGS, best_widening
+from ups.pipeline.ensembles import WIDENINGS, best_widening, trusted_widening
 from ups.pipeline.run import open_workspace
 from ups.pipeline.train import fit_closed_form
 from ups.pipeline.workspace import Workspace
@@ -54,7 +55,7 @@ def test_more_training_is_validated_by_larger_ensembles_up_to_all_there_are_to_b
 
 
 def test_ensembles_are_the_largest_that_their_share_has_room_for() -> None:
-    steps = 800
+    steps = 500
     for size, share, times in (
         (FULL.choice(steps), CHOICE_SHARE, FULL.validations(steps)),
         (FULL.calibration(steps), CALIBRATION_SHARE, TRIALS),
@@ -80,11 +81,14 @@ def test_fewer_validations_may_each_be_larger() -> None:
 
 
 def test_an_ensemble_costs_what_its_networks_are_called_for() -> None:
-    """One task of 7 trajectories, 4 members: 28 rows and a call's own, a frame is operator, moments, two Heun steps."""
+    """One task of 7 trajectories, 4 members: 28 rows and a call's own, a frame is operator, moments, two Heun steps.
+
+    Before, operator and moments see four steps of 16 windows.
+    """
     effort = Effort(of_step=1.0, rollouts=((7, 10),), sampler="heun", sampler_steps=2)
     size = replace(effort.calibration(10**9), members=4)
-    assert effort.of_ensembles(size) == 10 * (28 + 6) * (1 + 1 + 2 * 2)
-    assert replace(effort, sampler="euler").of_ensembles(size) == 10 * (28 + 6) * (1 + 1 + 2)
+    assert effort.of_ensembles(size) == 10 * (28 + 6) * (1 + 1 + 2 * 2) + 2 * 4 * (16 + 6)
+    assert replace(effort, sampler="euler").of_ensembles(size) == 10 * (28 + 6) * (1 + 1 + 2) + 2 * 4 * (16 + 6)
 
 
 @pytest.mark.parametrize("error", [0.6, 1.0, 1.7, 3.0])
@@ -102,6 +106,25 @@ def test_ensembles_that_diverge_do_not_count_in_how_far_samples_spread() -> None
     scores = {widen: math.sqrt(2 * (widen**2 + 1)) - widen for widen in WIDENINGS}
     assert best_widening({**scores, 2.8: math.inf}) == pytest.approx(1.0, rel=0.02)
     assert best_widening(dict.fromkeys(WIDENINGS, math.inf) | {1.4: 1.0}) == 1.4
+    apart = {0.5: [2.0, 2.0], 1.0: [math.inf, 3.0], 2.0: [math.inf, math.inf]}
+    assert trusted_widening(apart) == 0.5, "as trained, they diverge"
+
+
+def scores_of(deviations: list[float]) -> dict[float, list[float]]:
+    """What trajectories whose errors deviate so far score at every widening."""
+    return {widen: [math.sqrt(2 * (widen**2 + t**2)) - widen for t in deviations] for widen in WIDENINGS}
+
+
+def test_a_widening_is_trusted_as_far_as_trajectories_agree_on_it() -> None:
+    assert trusted_widening(scores_of([2.0] * 8)) == pytest.approx(2.0, rel=0.02)
+    assert trusted_widening(scores_of([0.6] * 8)) == pytest.approx(0.6, rel=0.02)
+    assert trusted_widening(scores_of([2.0])) == 1.0, "one says nothing of how far others would differ"
+    torn = scores_of([0.3, 0.3, 0.3, 0.3, 3.0, 0.4])
+    assert best_widening({widen: fmean(each) for widen, each in torn.items()}) < 0.8
+    assert trusted_widening(torn) == 1.0
+    some = scores_of([1.1, 1.6, 2.2, 1.5, 1.7, 0.9, 2.5, 1.6])
+    best = best_widening({widen: fmean(each) for widen, each in some.items()})
+    assert 1.0 < trusted_widening(some) < best
 
 
 @pytest.fixture

@@ -75,8 +75,8 @@ def validation_crps(
     steps: int | None,
     mode: str,
     device: torch.device,
-) -> float:
-    """Mean over tasks of the ensemble's CRPS over the truth's size; infinite where an ensemble is not finite.
+) -> list[list[float]]:
+    """The ensemble's CRPS over the truth's size of every trajectory, task by task.
 
     The same draws at every call: what changes is the emulator.
 
@@ -99,6 +99,5 @@ def validation_crps(
             device=device,
         )
         each = [over_size(fair_crps(one.members, one.truth).mean(1), mean_square(one.truth)) for one in batches]
-        scores.append(torch.cat(each).mean().item())
-    score = fmean(scores)
-    return score if math.isfinite(score) else math.inf
+        scores.append(torch.cat(each).tolist())
+    return scores

@@ -4,7 +4,8 @@
 
 with eps ~ N(0, I) and sigma the residual's root mean square per field over the train split. Two networks share the
 work: one gives mean and spread of r at every point, mu and s, from (u_t, G(u_t), dt, params), so that quiet regions
-stay quiet; the other learns the flow of what is left, correlations in space and the shape of the distribution.
+stay quiet (s is a softplus: it may get as small as it likes, but where a field is more violent than any seen in
+training it grows no faster than what the network reads); the other learns the flow of what is left, correlations in space and the shape of the distribution.
 
 The flow is learned and integrated on the circle on which x_tau has unit variance,
 
@@ -38,7 +39,8 @@ from ups.models.layers import BoundaryConv, Conditioner, Film
 from ups.models.operator import LatentOperator
 
 WAVES = 8  # cosines by which a network is told tau
-LOG_SPREAD = (-8.0, 3.0)  # bounds of log s
+UNIT = math.log(math.e - 1)  # softplus(UNIT) = 1: what s is before training
+LEAST_SPREAD = -10.0  # of what s is the softplus of
 
 Turn = Callable[[Float[Tensor, "batch channel *grid"], float], Tensor]
 """(w, tau) -> dw / dtheta."""
@@ -218,8 +220,8 @@ class Denoiser(nn.Module):
     ) -> Condition:
         """The moments of the residual, with what they were computed from."""
         found = self.moments(given, features, task, self.periodic[task]).float()
-        mean, log_spread = found.split(self.fields[task], dim=1)
-        return Condition(task, given, features, mean, log_spread.clamp(*LOG_SPREAD).exp())
+        mean, raw = found.split(self.fields[task], dim=1)
+        return Condition(task, given, features, mean, nn.functional.softplus(raw.clamp_min(LEAST_SPREAD) + UNIT))
 
     def turn(
         self,

@@ -85,5 +85,6 @@ class NoiseSeries:
             carry: where what was drawn is one step later; None leaves it in its place.
         """
         self._draws = 0
-        for _ in range(0 if carry is None else self.every):
-            self._past = [deque(map(carry, past), maxlen=past.maxlen) for past in self._past]
+        if carry is not None:
+            for _ in range(self.every):
+                self._past = [deque(map(carry, past), maxlen=past.maxlen) for past in self._past]

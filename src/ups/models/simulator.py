@@ -281,9 +281,7 @@ class Simulator(StepEmulator):
         correct = partial(self._corrected, task=task, features=features, noise=noise)
         return self.rollout_latent(context, steps, task=task, dt=dt, params=params, mode=mode, correct=correct)
 
-    def _corrected(
-        self, u_hat: Tensor, u_next: Tensor, *, task: str, features: Tensor, noise: NoiseSeries
-    ) -> Tensor:
+    def _corrected(self, u_hat: Tensor, u_next: Tensor, *, task: str, features: Tensor, noise: NoiseSeries) -> Tensor:
         assert self.corrector is not None
         return self.corrector.correct(task, self.physics[task], u_hat, u_next, features, noise)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from itertools import chain, islice
+from statistics import fmean, pvariance
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ from ups.pipeline.workspace import Workspace
 from ups.training.diffusion import DiffusionObjective, DistillObjective, ResidualSteps, fit_memory
 from ups.training.monitor import DivergedError
 
-WIDENINGS = (0.7, 1.0, 1.4, 2.0, 2.8)  # of the samples' spread, at which validation ensembles are scored
-NARROWEST, WIDEST = 0.5, 4.0  # that a calibration may choose, a little beyond those scored
+WIDENINGS = (0.5, 1.0, 2.0)  # of the samples' spread, at which validation ensembles are scored
+NARROWEST, WIDEST = 0.3, 3.3  # that a calibration may choose, a little beyond those scored
 
 
 class EnsembleScore:
@@ -44,7 +45,13 @@ class EnsembleScore:
 
 
 def ensemble_error(workspace: Workspace, simulator: Simulator, size: EnsembleSize) -> float:
-    """CRPS of the diffusion's ensembles over the truth's size, on the first validation trajectories."""
+    """CRPS of the diffusion's ensembles over the truth's size, mean over tasks; infinite where one is not finite."""
+    score = fmean(map(fmean, ensemble_errors(workspace, simulator, size)))
+    return score if math.isfinite(score) else math.inf
+
+
+def ensemble_errors(workspace: Workspace, simulator: Simulator, size: EnsembleSize) -> list[list[float]]:
+    """The same of each of the first validation trajectories, task by task."""
     assert simulator.corrector is not None
     with simulator.corrector.sampling(SAMPLER_STEPS):
         return validation_crps(
@@ -93,24 +100,51 @@ def calibrate(workspace: Workspace, stage: str, simulator: Simulator, steps: Res
     assert corrector is not None
     simulator.eval()
     measure_memory(workspace, steps)
-    found: dict[float, float] = {}
+    found: dict[float, list[float]] = {}
     progress.start(f"calibrate {stage}", unit="ensembles")
     progress.say(f"calibrating how far samples of {stage} spread, by validation ensembles: {size}")
     for widen in WIDENINGS:
         corrector.widen(widen)
-        found[widen] = ensemble_error(workspace, simulator, size)
+        found[widen] = list(chain.from_iterable(ensemble_errors(workspace, simulator, size)))
         progress.update(len(found))
-    if not any(map(math.isfinite, found.values())):
+    means = {widen: fmean(scores) for widen, scores in found.items()}
+    if not any(map(math.isfinite, means.values())):
         raise DivergedError(
             "every validation ensemble diverged; train the residual diffusion longer, or lower its rate"
         )
-    best = best_widening(found)
+    best = trusted_widening(found)
     corrector.widen(best)
-    alone, least = operator_error(workspace, simulator, size), min(found.values())
+    alone, least = operator_error(workspace, simulator, size), min(filter(math.isfinite, means.values()))
     progress.finish(
         f"samples spread {best:.3g} times as far as trained; the least CRPS of those tried is {least:.3g} of the "
         f"field's size, the operator's absolute error {alone:.3g} of it"
     )
+
+
+def trusted_widening(scores: Mapping[float, Sequence[float]]) -> float:
+    """The best widening, drawn back to 1, as trained, by as much as trajectories do not agree on it.
+
+    log w is multiplied by 1 - var / log^2 w where that is positive, else by 0 (James and Stein 1961, for one number),
+    with the variance by the jackknife: w without each of the trajectories in turn.
+
+    Args:
+        scores: CRPS of each trajectory, by widening; those of one widening are finite.
+    """
+    finite = {widen: each for widen, each in scores.items() if all(map(math.isfinite, each))}
+    best, num = (
+        math.log(best_widening({w: fmean(each) for w, each in finite.items()})),
+        len(next(iter(finite.values()))),
+    )
+    if 1.0 not in finite or best == 0:
+        return math.exp(best)
+    if num == 1:
+        return 1.0
+    others = [
+        math.log(best_widening({w: (sum(each) - each[left]) / (num - 1) for w, each in finite.items()}))
+        for left in range(num)
+    ]
+    variance = (num - 1) * pvariance(others)
+    return math.exp(best * max(0.0, 1 - variance / best**2))
 
 
 def best_widening(scores: Mapping[float, float]) -> float:
