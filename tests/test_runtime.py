@@ -55,6 +55,7 @@ def test_the_process_is_set_as_asked() -> None:
     assert torch.get_num_threads() == 1
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.benchmark, "timing algorithms would choose them by chance"
+    assert not torch.backends.cudnn.allow_tf32, "float32 has 24 bits on every device"
     prepare_process(threads=None, deterministic=False, benchmark=True)
     assert torch.get_num_threads() == 1
     assert not torch.are_deterministic_algorithms_enabled()

@@ -82,6 +82,7 @@ def prepare_process(*, threads: int | None, deterministic: bool, benchmark: bool
     if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports the compiler: seconds
         torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = benchmark and not deterministic
+    torch.backends.cudnn.allow_tf32 = False  # convolutions in float32 are that, as on a CPU; `training.amp` is faster
 
 
 def run_id(name: str | None, tasks: tuple[str, ...], settings_hash: str) -> str:

@@ -131,7 +131,7 @@ def test_the_validated_distance_does_not_follow_the_schedule() -> None:
 
 def test_a_task_without_a_batch_is_not_left_without_scales() -> None:
     with pytest.raises(UpsError, match="nothing to correct"):
-        fit_scales(ResidualSteps(make_simulator(), AUGMENTS), [])
+        fit_scales(ResidualSteps(make_simulator(), AUGMENTS), TASK, [])
 
 
 def test_taus_follow_their_schedule() -> None:
@@ -211,9 +211,18 @@ def test_samples_have_the_shape_of_a_distribution_with_two_humps() -> None:
 def test_scales_come_from_the_operators_steps() -> None:
     simulator = make_simulator()
     steps = ResidualSteps(simulator, AUGMENTS)
-    fit_scales(steps, [make_batch(seed=seed) for seed in range(3)])
+    fit_scales(steps, TASK, [make_batch(seed=seed) for seed in range(3)])
     seen = [steps.of(make_batch(seed=seed), torch.Generator())[1] for seed in range(3)]
     assert float(torch.cat(seen).square().mean().sqrt()) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_the_frozen_operator_steps_in_full_precision_whatever_the_loop_computes_in() -> None:
+    steps, batch = ResidualSteps(make_simulator(), AUGMENTS), make_batch()
+    alone = steps.predict(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = steps.predict(batch)
+    for found, wanted in zip(inside, alone, strict=True):
+        assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("moving", [False, True])

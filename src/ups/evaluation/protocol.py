@@ -41,9 +41,16 @@ class Protocol:
 
     def choose(self, trajectories: TrajectorySet) -> list[int]:
         """Numbers of the trajectories of a set that are scored."""
-        num = trajectories.num
-        wanted = num if self.max_samples is None else min(num, self.max_samples)
-        return [place * num // wanted for place in range(wanted)]
+        return spread_evenly(trajectories.num, self.max_samples)
+
+
+def spread_evenly(num: int, wanted: int | None) -> list[int]:
+    """Numbers of at most `wanted` of `num` trajectories, evenly over them: files stand one after the other in a split.
+
+    None takes all.
+    """
+    wanted = num if wanted is None else min(num, wanted)
+    return [place * num // wanted for place in range(wanted)]
 
 
 def describe(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ups.data.trajectories import TrajectorySet
 from ups.evaluation.metrics import mean_square, nrmse, over_size
+from ups.evaluation.protocol import spread_evenly
 from ups.evaluation.rollout import reconstruct, rollout_ensembles, rollout_trajectories
 from ups.evaluation.uncertainty import fair_crps
 from ups.models.emulator import Emulator
@@ -33,7 +34,7 @@ def validation_error(
     Args:
         metric: (prediction, truth) -> an error of each sample, such as `nrmse`; `relative_absolute_error` is the
             CRPS over the truth's size of an ensemble without spread.
-        max_samples: trajectories per task, the first ones; None takes all.
+        max_samples: trajectories per task, spread evenly over the set; None takes all.
         steps: frames to predict; None goes to the end of each trajectory.
         mode: `latent` or `physical`.
     """
@@ -42,7 +43,7 @@ def validation_error(
         batches = rollout_trajectories(
             emulator,
             trajectories,
-            range(trajectories.num)[:max_samples],
+            spread_evenly(trajectories.num, max_samples),
             context=emulator.context,
             steps=steps,
             mode=mode,
@@ -89,7 +90,7 @@ def validation_crps(
         batches = rollout_ensembles(
             emulator,
             trajectories,
-            range(trajectories.num)[:max_samples],
+            spread_evenly(trajectories.num, max_samples),
             members=members,
             seed=0,
             context=emulator.context,

@@ -90,10 +90,10 @@ class Corrector(nn.Module):
                 taught.__dict__.update(teacher.__dict__)  # marks for the optimizer, which a copy leaves behind
         return self.student
 
-    def widen(self, factor: float) -> None:
-        """Makes samples of every task spread `factor` times as far from their mean as they were trained to."""
-        for scale in self.scales.values():
-            scale.get_buffer("widen").fill_(factor)
+    def widen(self, factor: float, task: str | None = None) -> None:
+        """Makes samples of a task, or of all, spread `factor` times as far from their mean as they were trained to."""
+        for name in self.scales if task is None else (task,):
+            self.scales[name].get_buffer("widen").fill_(factor)
 
     @contextmanager
     def sampling(self, steps: int) -> Iterator[None]:

@@ -4,8 +4,9 @@
 
 with eps ~ N(0, I) and sigma the residual's root mean square per field over the train split. Two networks share the
 work: one gives mean and spread of r at every point, mu and s, from (u_t, G(u_t), dt, params), so that quiet regions
-stay quiet (s is a softplus: it may get as small as it likes, but where a field is more violent than any seen in
-training it grows no faster than what the network reads); the other learns the flow of what is left, correlations in space and the shape of the distribution.
+stay quiet; the other learns the flow of what is left, correlations in space and the shape of the distribution. The
+spread is a softplus: as small as it likes, but where a field is more violent than any seen in training, it grows no
+faster than what the network reads.
 
 The flow is learned and integrated on the circle on which x_tau has unit variance,
 

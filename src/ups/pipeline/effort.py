@@ -35,7 +35,7 @@ CHOICE = ((3, 8), (2, 8), (2, 4))  # members and trajectories of the ensembles t
 CALIBRATION = ((4, 16), (3, 8), (2, 8), (2, 4))  # and of those that the spread is chosen by
 MEMORY_WINDOWS = 16  # of each task that show how long errors of the operator last
 SAMPLER_STEPS = 3  # of validation ensembles, at most
-DISTANCE_BATCHES = 2  # that a student's distance to its teacher is measured on
+DISTANCE_BATCHES = 2  # of each task that a student's distance to its teacher is measured on
 QUICK = 0.01  # of a budget in seconds: a step within it is timed twice, as the first one warms up
 
 EVALUATIONS = {"heun": 2, "euler": 1}
@@ -48,7 +48,7 @@ class EnsembleSize:
 
     Args:
         members: of each ensemble.
-        samples: trajectories of each task, the first ones.
+        samples: trajectories of each task, spread evenly over them.
         frames: of each roll-out, at most.
     """
 
@@ -93,7 +93,8 @@ class Effort:
         if isinstance(objective, DistillObjective):
             taught = 2 + objective.terms.teacher_steps * EVALUATIONS[sizes.sampler]  # operator, moments, and the path
             step = taught + (2 + BACKWARD) * max(objective.terms.num_taus)  # the graph is made twice
-            distance = DISTANCE_BATCHES * (taught + len(objective.own_places())) * called
+            passes = DISTANCE_BATCHES * len(workspace.splits["valid"])
+            distance = passes * (taught + len(objective.own_places())) * called
         return cls(
             of_step=step * called * settings.training.accum_steps,
             rollouts=validation_rollouts(workspace),
@@ -154,7 +155,7 @@ def validation_rollouts(workspace: Workspace) -> tuple[tuple[int, int], ...]:
     found = []
     for valid in workspace.splits["valid"].values():
         num = min(valid.num, scope.max_samples or valid.num)
-        longest = int(valid.lengths[:num].max()) - context
+        longest = int(valid.lengths.max()) - context
         found.append((num, min(longest, scope.steps or longest)))
     return tuple(found)
 
@@ -194,7 +195,8 @@ def expected_steps(
         return clock() - start
 
     seconds = step()
-    if seconds < QUICK * budget.amount:
+    cold = workspace.device.type == "cuda"  # it loads and tunes what it meets first
+    if cold or seconds < QUICK * budget.amount:
         seconds = min(seconds, step())
     objective.module.zero_grad()
     steps = max(1, round(budget.amount / (seconds * training.accum_steps)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import chain, islice
+from itertools import islice
 from statistics import fmean, pvariance
 
 import numpy as np
@@ -51,7 +51,7 @@ def ensemble_error(workspace: Workspace, simulator: Simulator, size: EnsembleSiz
 
 
 def ensemble_errors(workspace: Workspace, simulator: Simulator, size: EnsembleSize) -> list[list[float]]:
-    """The same of each of the first validation trajectories, task by task."""
+    """The same of each of some validation trajectories, task by task."""
     assert simulator.corrector is not None
     with simulator.corrector.sampling(SAMPLER_STEPS):
         return validation_crps(
@@ -100,23 +100,28 @@ def calibrate(workspace: Workspace, stage: str, simulator: Simulator, steps: Res
     assert corrector is not None
     simulator.eval()
     measure_memory(workspace, steps)
-    found: dict[float, list[float]] = {}
+    found: dict[float, list[list[float]]] = {}
     progress.start(f"calibrate {stage}", unit="ensembles")
     progress.say(f"calibrating how far samples of {stage} spread, by validation ensembles: {size}")
     for widen in WIDENINGS:
         corrector.widen(widen)
-        found[widen] = list(chain.from_iterable(ensemble_errors(workspace, simulator, size)))
+        found[widen] = ensemble_errors(workspace, simulator, size)
         progress.update(len(found))
-    means = {widen: fmean(scores) for widen, scores in found.items()}
+    means = {widen: fmean(map(fmean, scores)) for widen, scores in found.items()}
     if not any(map(math.isfinite, means.values())):
         raise DivergedError(
             "every validation ensemble diverged; train the residual diffusion longer, or lower its rate"
         )
-    best = trusted_widening(found)
-    corrector.widen(best)
+    best = {
+        task: trusted_widening({widen: scores[number] for widen, scores in found.items()})
+        for number, task in enumerate(workspace.splits["valid"])
+    }
+    for task, factor in best.items():
+        corrector.widen(factor, task)
     alone, least = operator_error(workspace, simulator, size), min(filter(math.isfinite, means.values()))
+    spread = ", ".join(f"{factor:.3g}" for factor in best.values())
     progress.finish(
-        f"samples spread {best:.3g} times as far as trained; the least CRPS of those tried is {least:.3g} of the "
+        f"samples spread {spread} times as far as trained; the least CRPS of those tried is {least:.3g} of the "
         f"field's size, the operator's absolute error {alone:.3g} of it"
     )
 
@@ -131,10 +136,8 @@ def trusted_widening(scores: Mapping[float, Sequence[float]]) -> float:
         scores: CRPS of each trajectory, by widening; those of one widening are finite.
     """
     finite = {widen: each for widen, each in scores.items() if all(map(math.isfinite, each))}
-    best, num = (
-        math.log(best_widening({w: fmean(each) for w, each in finite.items()})),
-        len(next(iter(finite.values()))),
-    )
+    best = math.log(best_widening({widen: fmean(each) for widen, each in finite.items()}))
+    num = len(next(iter(finite.values())))
     if 1.0 not in finite or best == 0:
         return math.exp(best)
     if num == 1:
@@ -168,7 +171,7 @@ def best_widening(scores: Mapping[float, float]) -> float:
 
 
 class DistanceToTeacher:
-    """How far from its teacher's samples the student lands: a few validation batches, the same places and noise."""
+    """How far from its teacher's samples the student lands, mean over tasks: the same batches, places and noise."""
 
     def __init__(self, workspace: Workspace, objective: DistillObjective) -> None:
         self.workspace, self.objective = workspace, objective
@@ -179,12 +182,12 @@ class DistanceToTeacher:
         workspace = self.workspace
         rng = torch.Generator(workspace.device).manual_seed(0)
         batch_size, context = workspace.batch_size("consistency_distill"), workspace.settings.data.context
-        total = torch.zeros(())
-        with WindowLoader(workspace.splits["valid"], batch_size, context, 1, 0) as loader:
-            batches = list(islice(loader, DISTANCE_BATCHES))
-        for batch in batches:
-            total += self.objective.distance(batch.to(workspace.device), rng, self.places).cpu()
-        return float(total / len(batches))
+        found = []
+        for task, valid in workspace.splits["valid"].items():
+            with WindowLoader({task: valid}, batch_size, context, 1, 0) as loader:
+                for batch in islice(loader, DISTANCE_BATCHES):
+                    found.append(float(self.objective.distance(batch.to(workspace.device), rng, self.places)))
+        return fmean(found)
 
 
 def _samples(workspace: Workspace, size: EnsembleSize) -> int:

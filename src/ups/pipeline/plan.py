@@ -43,7 +43,7 @@ class Plan:
         beside: scores that are logged with those of every validation.
         auto_validations: of the whole budget, where `training.validate_every` is `auto`; None is what is usual.
         checkpoint_interval: steps between checkpoints; None is that of `training`.
-        begin: what is fitted in closed form before training, from batches of the train split.
+        begin: fits in closed form, before training, what is fitted so.
         finish: what is set after training, by how it ended, before the model is saved.
         latents: of the train split by task, which training reads in place of frames.
     """
@@ -62,7 +62,7 @@ class Plan:
     beside: Callable[[], Mapping[str, float]] = dict
     auto_validations: int | None = None
     checkpoint_interval: int | None = None
-    begin: Callable[[WindowLoader], None] | None = None
+    begin: Callable[[], None] | None = None
     finish: Callable[[StageOutcome], None] | None = None
     latents: Mapping[str, Frames] | None = None
 
@@ -103,8 +103,8 @@ def _run(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
         ),
     ):
         if plan.begin is not None:
-            with closing(make_loader(workspace, plan.batch_size)) as first, train():
-                plan.begin(first)
+            with train():
+                plan.begin()
         optimizer = build_optimizer(module, plan.optimizer)
         loop = LoopSettings.of(
             training,
@@ -256,6 +256,7 @@ def fingerprint(workspace: Workspace, plan: Plan) -> Mapping[str, Any]:
         "budget": {plan.budget.unit: plan.budget.amount},
         "data": workspace.data_hash,
         "model format": FORMAT,
+        "device": workspace.device.type,  # its generators have states of their own
         "key": plan.key,
     }
 

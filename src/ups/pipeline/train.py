@@ -41,7 +41,7 @@ from ups.training.schedule import Budget
 from ups.training.stages import build_augments, build_objective
 
 CODEC_IS_EXACT = 1e-5  # validation nrmse of a codec below which there is nothing to train
-SCALE_BATCHES = 64  # batches that the size of the operator's error is taken of
+SCALE_BATCHES = 64  # batches of each task that the size of the operator's error is taken of, at most
 
 
 def train_stages(workspace: Workspace, upto: StageName | None = None) -> Emulator:
@@ -201,6 +201,7 @@ def with_ensembles(
 
     The student's samples are its teacher's, and spread as far as those were found to have to.
     """
+    settings = workspace.settings
     effort = Effort.of(workspace, objective, plan.batch_size)
     steps = expected_steps(workspace, plan.name, objective, plan.batch_size, plan.budget, plan.key)
     plan = replace(plan, auto_validations=effort.validations(steps))
@@ -209,8 +210,11 @@ def with_ensembles(
         return replace(plan, validate=DistanceToTeacher(workspace, objective), target=target)
     score = EnsembleScore(workspace, simulator, objective, effort.choice(steps))
 
-    def begin(loader: WindowLoader) -> None:
-        fit_scales(objective.steps, (batch.to(workspace.device) for batch in islice(loader, SCALE_BATCHES)))
+    def begin() -> None:
+        for task, train in workspace.splits["train"].items():
+            with WindowLoader({task: train}, plan.batch_size, settings.data.context, 1, settings.seed) as loader:
+                batches = islice(loader, min(SCALE_BATCHES, loader.steps_per_epoch))
+                fit_scales(objective.steps, task, (batch.to(workspace.device) for batch in batches))
 
     def finish(outcome: StageOutcome) -> None:
         calibrate(workspace, plan.name, simulator, objective.steps, effort.calibration(outcome.steps))

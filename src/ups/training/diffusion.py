@@ -71,19 +71,20 @@ class ResidualSteps:
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Normalised context, prediction and truth, and the features of a step, as a roll-out meets them."""
         simulator, task = self.simulator, batch.task
-        normalizer, seen = simulator.normalizers[task], []
+        normalizer, seen = simulator.normalizers[task], list[tuple[Tensor, Tensor]]()
 
         def note(u_hat: Tensor, u_next: Tensor) -> Tensor:
             seen.append((u_hat, u_next))
             return u_next
 
-        z = simulator.encode(batch.frames[:, : batch.context + 1], task=task)
-        simulator.advance(z[:, : batch.context], task=task, dt=batch.dt, params=batch.params, correct=note)
-        (context, u_next), codec = seen[0], simulator.codecs[task]
-        with full_precision(u_next):  # what a lossy codec cannot hold is not the corrector's to add
-            held = codec.decode(z[:, batch.context])
-        truth = normalizer(batch.targets[:, 0]) if codec.lossless else held
-        return context, u_next, truth, normalizer.features(batch.dt, batch.params)
+        codec = simulator.codecs[task]
+        with full_precision(batch.frames):  # roll-outs know no other
+            z = simulator.encode(batch.frames[:, : batch.context + 1], task=task)
+            simulator.advance(z[:, : batch.context], task=task, dt=batch.dt, params=batch.params, correct=note)
+            # What a lossy codec cannot hold is not the corrector's to add.
+            truth = normalizer(batch.targets[:, 0]) if codec.lossless else codec.decode(z[:, batch.context])
+            features = normalizer.features(batch.dt, batch.params)
+        return *seen[0], truth, features
 
     def of(self, batch: Batch, rng: torch.Generator) -> tuple[Condition, Tensor, Tensor]:
         """Condition and residual r of an augmented batch, and sigma r = 0 as a field: the operator's prediction."""
@@ -246,17 +247,13 @@ def shuffled(places: list[int], rng: torch.Generator) -> list[int]:
     return [places[index] for index in torch.randperm(len(places), generator=rng, device=rng.device).tolist()]
 
 
-def fit_scales(steps: ResidualSteps, batches: Iterable[Batch]) -> None:
-    """Sets the corrector's scales from the operator's steps on some train batches.
+def fit_scales(steps: ResidualSteps, task: str, batches: Iterable[Batch]) -> None:
+    """Sets the corrector's scales of a task from the operator's steps on some of its train batches, read once.
 
     Raises:
-        UpsError: the operator makes no error that could be learned, or a task has no batch among them.
+        UpsError: there are none, or the operator makes no error that could be learned.
     """
-    by_task: dict[str, list[Batch]] = {task: [] for task in steps.corrector.scales}
-    for batch in batches:
-        by_task[batch.task].append(batch)
-    for task, found in by_task.items():
-        steps.corrector.fit(task, steps.simulator.physics[task], (steps.predict(batch)[:3] for batch in found))
+    steps.corrector.fit(task, steps.simulator.physics[task], (steps.predict(batch)[:3] for batch in batches))
 
 
 @torch.no_grad()
