@@ -260,3 +260,23 @@ def test_predictions_in_a_folder_are_passed_over_and_those_at_points_are_named(t
     assert sum(sets["burgers1d"].num for sets in found.values()) == 12
     with pytest.raises(DataError, match=r"predictions at 50 points \(run x, 3 steps from u\.h5\)"):
         inspect_file(tmp_path / "points.h5")
+
+
+def test_a_periodic_axis_that_repeats_its_first_point_is_named(tmp_path: Path) -> None:
+    path = write_task(tmp_path / "b.hdf5", "burgers1d")
+    with h5py.File(path, "r+") as file:
+        file["tensor"][..., -1] = file["tensor"][..., 0]
+    (problem,) = find_problems(path, "burgers1d")
+    assert "the last point has the values of the first in every frame" in str(problem)
+    assert "x axis" in str(problem)
+    with h5py.File(path, "r+") as file:
+        file["tensor"][0, 0, -1] += 0.01
+    assert find_problems(path, "burgers1d") == []
+
+
+def test_between_walls_the_ends_of_an_axis_may_be_alike(tmp_path: Path) -> None:
+    path = write_task(tmp_path / "r.hdf5", "reaction_diffusion2d")
+    with h5py.File(path, "r+") as file:
+        for group in file.values():
+            group["data"][:, -1] = group["data"][:, 0]
+    assert find_problems(path, "reaction_diffusion2d") == []

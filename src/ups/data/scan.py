@@ -18,6 +18,9 @@ from ups.data.trajectories import BLOCK_BYTES, hash_frames
 MOST_LISTED = 20
 """Bad trajectories of a file that are named one by one."""
 
+ROUNDING = 1e-6
+"""Of a trajectory's largest value: differences up to this are none."""
+
 REMEDY = "remove the trajectory or generate it again"
 
 
@@ -50,11 +53,13 @@ class Scan:
         ranges: of each field.
         content: hash over the content of all trajectories in order.
         problems: values that are not finite and constant fields, trajectory by trajectory.
+        repeats: of each axis, whether its last point has the values of its first in every frame.
     """
 
     ranges: tuple[FieldRange, ...]
     content: str
     problems: tuple[DataProblem, ...]
+    repeats: tuple[bool, ...]
 
 
 class _Tally:
@@ -93,7 +98,9 @@ def scan(file: h5py.File, layout: Layout) -> Scan:
     tallies = [[_Tally(name) for name in names] for names, _ in layout.roles]
     content = hashlib.blake2b(digest_size=16)
     problems: list[DataProblem] = []
+    repeats = [size > 1 and bool(layout.lengths) for size in layout.grid_shape]
     for trajectory, frames in _trajectories(file, layout):
+        repeats = [so_far and _ends_alike(frames, axis) for axis, so_far in enumerate(repeats)]
         content.update(hash_frames(frames).encode())
         for (names, part), of_role in zip(layout.roles, tallies, strict=True):
             for channel, tally in enumerate(of_role):
@@ -110,7 +117,7 @@ def scan(file: h5py.File, layout: Layout) -> Scan:
             what = f"is constant ({tally.low:g}) over all samples"
             problems.append(DataProblem(file.filename, what, f"field {tally.name}", "give what the solutions are of"))
     ranges = tuple(tally.range() for of_role in tallies for tally in of_role)
-    return Scan(ranges, content.hexdigest(), tuple(problems))
+    return Scan(ranges, content.hexdigest(), tuple(problems), tuple(repeats))
 
 
 def _trajectories(file: h5py.File, layout: Layout) -> Iterator[tuple[int, np.ndarray]]:
@@ -127,6 +134,13 @@ def _trajectories(file: h5py.File, layout: Layout) -> Iterator[tuple[int, np.nda
             block = layout.read(file, first, last, 0, lengths[first])
         yield from enumerate(block, start=first)
         first = last
+
+
+def _ends_alike(frames: np.ndarray, axis: int) -> bool:
+    """Whether (time, channel, *grid) ends along an axis of the grid as it begins, to rounding."""
+    first, last = (frames.take(end, axis=2 + axis) for end in (0, -1))
+    with np.errstate(invalid="ignore"):  # of infinite values, which are a fault of their own
+        return bool((np.abs(last - first) <= ROUNDING * np.abs(frames).max(initial=0.0)).all())
 
 
 def _faults(file: str, place: str, values: np.ndarray, first: int, *, uniform_is_fine: bool) -> Iterator[DataProblem]:

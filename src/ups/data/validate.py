@@ -19,6 +19,8 @@ from ups.physics.equations import EQUATIONS
 
 __all__ = ["DataProblem", "FileCheck", "check_file", "find_data_problems", "find_problems"]
 
+END_REPEATED = "the last point has the values of the first in every frame; a periodic axis counts its end once"
+
 
 @dataclass(frozen=True)
 class FileCheck:
@@ -107,5 +109,11 @@ def _check(file: h5py.File, task: str | None) -> FileCheck:
             layout = replace(layout, fields=tuple(field.name for field in equation.fields))
         scanned = scan(file, layout)
         problems += scanned.problems
+        if equation is not None:
+            problems += [
+                DataProblem(str(path), END_REPEATED, f"{name} axis", f"leave out the last point along {name}")
+                for name, periodic, repeats in zip("xyz", equation.periodic, scanned.repeats, strict=False)
+                if periodic and repeats
+            ]
         found = replace(found, ranges=scanned.ranges, content_hash=scanned.content)
     return replace(found, problems=tuple(problems))
