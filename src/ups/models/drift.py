@@ -99,9 +99,7 @@ class Drift(nn.Module):
         if all(_rms(known @ affine - self._peak(field)) <= SURE * spread for field in fields[:, telling].unbind(1)):
             self.cells.copy_(affine)
 
-    def _doubt(
-        self, known: Float[Tensor, "value more"], spectra: Shaped[Tensor, "value half channel *modes"]
-    ) -> float:
+    def _doubt(self, known: Float[Tensor, "value more"], spectra: Shaped[Tensor, "value half channel *modes"]) -> float:
         """By how many cells the halves of the data differ.
 
         They are compared value by value where most values are in both. Where each trajectory has a value of its own,
