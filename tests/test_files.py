@@ -47,6 +47,47 @@ def test_where_nothing_more_fits_the_old_file_stays(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
 
 
+def test_writers_of_one_file_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one begins and ends while the first is not on the disk yet; the first, which ends last, stays."""
+    path, fsync, seen = tmp_path / "file", os.fsync, []
+
+    def meanwhile(descriptor: int) -> None:
+        if not seen:
+            seen.append("first")
+            write_whole(path, b"of the second")
+            seen.append(path.read_bytes())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    write_whole(path, b"first")
+    assert seen == ["first", b"of the second"]
+    assert path.read_bytes() == b"first"
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_interrupted_writer_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_dead_writer_left_is_removed_and_a_live_one_spared(tmp_path: Path) -> None:
+    kept = (f".{'1' * 16}.part", ".other.part", "data.part")
+    for name in (f".{'0' * 16}.part", *kept):
+        (tmp_path / name).write_bytes(b"half")
+    for name in (f".{'0' * 16}.part", *kept[1:]):
+        os.utime(tmp_path / name, (0, 0))
+    write_whole(tmp_path / "file", b"")
+    assert sorted(one.name for one in tmp_path.iterdir()) == sorted([*kept, "file"])
+
+
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UpsError, match="cannot be written"):

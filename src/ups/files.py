@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ups.errors import UpsError, UsageError
+
+ABANDONED = 3600.0
+"""Seconds after which a half-written file counts as left by a process that died."""
 
 
 def require_files(*paths: Path) -> None:
@@ -75,24 +79,36 @@ def write_remedy(error: OSError) -> str:
 def write_whole(path: Path, content: bytes | str) -> None:
     """Writes a file beside its place, on the disk, and renames it; its folder is made if missing.
 
+    Processes that write the same file at the same time each write all of theirs; the last one's stays.
+
     Args:
         content: text is written as UTF-8.
 
     Raises:
         UpsError: the place cannot be written, or the disk is full; what stood there before stays.
     """
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        _remove_abandoned(path.parent)
+        with part.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
+        raise UpsError(f"{path} cannot be written: {error.strerror}; {write_remedy(error)}") from error
+    finally:  # on an interrupt too: no later file takes this name, so none would replace it
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        raise UpsError(f"{path} cannot be written: {error.strerror}; {write_remedy(error)}") from error
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what writers that died have left; files of those that may live stay."""
+    for part in folder.glob(f".{16 * '[0-9a-f]'}.part"):
+        with suppress(OSError):  # its writer is done with it, or it is someone else's
+            if time.time() - part.stat().st_mtime > ABANDONED:
+                part.unlink()
 
 
 @contextmanager

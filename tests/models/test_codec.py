@@ -43,6 +43,26 @@ def test_decoding_between_nodes_converges_at_sixth_order() -> None:
     assert math.log2(errors[0] / errors[1]) > 5.5
 
 
+@pytest.mark.parametrize("most", [1, 4 * 216, 6 * 216 - 1])
+def test_points_are_interpolated_a_few_at_a_time(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One, four or five of nine at once, the last of them fewer, give what all at once do; 216 values lie near each."""
+    codec = Codec(2, 16, 4, [True, False])
+    u, points = torch.randn(3, 2, 8, 12), 12 * torch.rand(9, 2)
+    at_once = codec.interpolate(u, points)
+    part, gathered = codec._interpolate, []
+
+    def counted(u: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        gathered.append(216 * len(points))
+        return part(u, points)
+
+    monkeypatch.setattr("ups.models.codec.NEAR_VALUES", most)
+    monkeypatch.setattr(codec, "_interpolate", counted)
+    torch.testing.assert_close(codec.interpolate(u, points), at_once, rtol=0, atol=0)
+    assert len(gathered) > 1
+    assert max(gathered) <= max(most, 216)
+    assert codec.interpolate(u, points[:0]).shape == (3, 2, 0)
+
+
 def test_interpolation_weights_sum_to_one_and_are_cardinal() -> None:
     position = torch.tensor([0.0, 0.25, 3.0, 7.9])
     nodes, weights = lagrange_stencil(position, 8, periodic=True)

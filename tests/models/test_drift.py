@@ -102,6 +102,33 @@ def test_fields_that_move_together_move_whatever_their_strength() -> None:
     torch.testing.assert_close(drift.cells[:, 0], torch.tensor([0.0, 3.0]), atol=1e-2, rtol=0)
 
 
+def of_their_own(values: int, each: int = 12) -> tuple[Tensor, Tensor]:
+    """Parameters of trajectories, every one with its own, and the order that has even ones before odd ones."""
+    trajectory = torch.arange(values).repeat_interleave(each)
+    order = torch.cat([(trajectory % 2 == parity).nonzero().flatten() for parity in (0, 1)])
+    return torch.linspace(-1.7, 1.7, values)[trajectory[order], None], trajectory[order]
+
+
+@pytest.mark.parametrize("values", [6, 32])
+def test_motions_are_found_where_every_trajectory_has_a_value_of_its_own(values: int) -> None:
+    torch.manual_seed(0)
+    p, _ = of_their_own(values)
+    u, drift = smooth(len(p)), Drift(ModeTransform((64,), [True]), [0])
+    drift.fit([(u, moved(u, 1 + 4 * p[:, 0]), p)])
+    torch.testing.assert_close(drift.cells[:, 0], torch.tensor([1.0, 4.0]), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("case", ["noise", "apart", "few"])
+def test_nothing_is_found_where_values_of_their_own_tell_none(case: str) -> None:
+    """No motion at all, halves that are 0.6 cells apart, and two values in either half."""
+    torch.manual_seed(0)
+    p, trajectory = of_their_own(4 if case == "few" else 32)
+    u, drift = smooth(len(p)), Drift(ModeTransform((64,), [True]), [0])
+    after = {"noise": smooth(len(p)), "apart": moved(u, 4 * p[:, 0] + 0.6 * (trajectory % 2)), "few": moved(u, p[:, 0])}
+    drift.fit([(u, after[case], p)])
+    assert not drift.cells.any()
+
+
 def test_a_forcing_that_is_read_stays_where_it_is() -> None:
     torch.manual_seed(0)
     u, p = smooth(400), torch.tensor([-1.0, 0.0, 1.0, 2.0]).repeat(100)[:, None]

@@ -170,6 +170,18 @@ def test_noise_is_as_smooth_as_the_errors_seen_and_alike_on_every_lattice() -> N
     torch.testing.assert_close(fine_noise[..., 1::3], coarse_noise, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("axes", [1, 2])
+def test_waves_and_uniform_errors_of_one_amplitude_are_seen_as_equal(axes: int) -> None:
+    """Else members would differ too much, or too little, by what they are on the mean."""
+    model, share = ErrorModel(axes, 1, 3, 4, (24,) * axes), (torch.arange(24) + 0.5) / 24
+    along = 2 + 2 * torch.cos(torch.pi * share)
+    error = along if axes == 1 else along[:, None] * along / 2
+    model.observe(error.expand(5, 1, *error.shape), (share,) * axes)
+    wanted = torch.zeros_like(model.power)
+    wanted[(0, *[slice(2)] * axes)] = 4.0
+    torch.testing.assert_close(model.power, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_the_codec_loses_nothing_of_either_role() -> None:
     prior = make_prior()
     u = torch.rand(3, 1, 8, 8)

@@ -97,6 +97,36 @@ def test_the_spread_does_not_move_the_mean_and_the_flow_neither() -> None:
     assert outlet.weight.grad[1].abs().max() > 0
 
 
+def backward_of(term: str, loss: torch.Tensor, metrics: dict[str, torch.Tensor]) -> None:
+    """Back-propagates one of the terms that a loss is the sum of, in the order of its metrics."""
+    assert loss.grad_fn is not None
+    stacked, alone = loss.grad_fn.next_functions[0][0], torch.tensor([float(name == term) for name in metrics])
+    assert stacked is not None
+    assert stacked.name() == "StackBackward0"
+    stacked.register_prehook(lambda gradients: (gradients[0] * alone,))
+    loss.backward()
+
+
+@pytest.mark.parametrize(("term", "part", "channels"), [
+    ("mean", "moments", {0}), ("spread", "moments", {1}), ("flow", "flow", {0}), ("spectral", "flow", {0}),
+    ("relative", "flow", {0}),
+])  # fmt: skip
+def test_every_term_trains_its_own_network_and_channel(term: str, part: str, channels: set[int]) -> None:
+    """All the parameters of that network and no other; of the moments' outlet, the mean's channel or the spread's."""
+    simulator = make_simulator()
+    corrector = simulator.corrector
+    assert corrector is not None
+    objective = DiffusionObjective(simulator, AUGMENTS, UNIFORM, DiffusionTerms(spectral=1.0, relative=1.0))
+    loss, metrics = objective(make_batch(), torch.Generator().manual_seed(0))
+    backward_of(term, loss, metrics)
+    trained = {name for name, p in simulator.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    network = corrector.denoiser.get_submodule(part)
+    assert trained == {f"corrector.denoiser.{part}.{name}" for name, _ in network.named_parameters()}
+    outlet = network.get_submodule(f"outlets.{TASK}")
+    for written in (outlet.bias.grad, outlet.weight.grad.flatten(1).abs().sum(1)):
+        assert set(written.nonzero().flatten().tolist()) == channels
+
+
 def test_the_student_alone_is_distilled() -> None:
     simulator = make_simulator()
     objective = DistillObjective(simulator, AUGMENTS, DistillTerms(teacher_steps=4))

@@ -31,14 +31,23 @@ def test_shells_hold_all_the_energy_in_its_place(shape: tuple[int, ...]) -> None
     assert energy[0, 0, 3] == pytest.approx(energy.sum().item(), rel=1e-5)
 
 
-def test_shell_energy_follows_numpy() -> None:
-    u = np.random.default_rng(0).normal(size=24)
-    power = np.abs(np.fft.rfft(u) / 24) ** 2
-    shells = np.minimum((np.fft.rfftfreq(24) * 2 * 4).astype(int), 3)
-    wanted = np.bincount(shells, power, minlength=4)
-    np.testing.assert_allclose(
-        shell_energy(torch.tensor(u, dtype=torch.float32)[None, None], 4)[0, 0].numpy(), wanted, rtol=1e-5
-    )
+@pytest.mark.parametrize("shape", [(24,), (15,), (12, 8), (8, 9), (2, 3), (6, 4, 5)])
+def test_shell_energy_follows_numpys_full_transform(shape: tuple[int, ...]) -> None:
+    u = np.random.default_rng(0).normal(size=shape)
+    power = np.abs(np.fft.fftn(u, norm="forward")) ** 2
+    waves = np.meshgrid(*[np.fft.fftfreq(size) for size in shape], indexing="ij")
+    shells = np.minimum((np.sqrt(sum(wave**2 for wave in waves)) * 2 * 4).astype(int), 3)
+    wanted = np.bincount(shells.ravel(), power.ravel(), minlength=4)
+    found = shell_energy(torch.tensor(u, dtype=torch.float32)[None, None], 4)[0, 0].numpy()
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert found.sum() == pytest.approx(np.mean(u**2), rel=1e-5)  # Parseval
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (12, 9)])
+def test_the_spectral_loss_is_that_of_the_transposed_fields(shape: tuple[int, ...]) -> None:
+    prediction, truth = torch.randn(2, 3, 1, *shape, generator=torch.Generator().manual_seed(0))
+    turned = spectral_loss(prediction.mT, truth.mT)
+    assert spectral_loss(prediction, truth).item() == pytest.approx(turned.item(), rel=1e-5)
 
 
 def test_the_spectral_loss_sees_energy_and_not_phase() -> None:

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 POINTS = 6  # of the interpolation kernel, per axis
+NEAR_VALUES = 2**24  # grid values gathered around points at once, at most, but those of one point: memory stays small
 
 
 class Codec(nn.Module):
@@ -73,6 +74,13 @@ class Codec(nn.Module):
         return self.interpolate(self.decode(z), points)
 
     def interpolate(
+        self, u: Float[Tensor, "batch channel *grid"], points: Float[Tensor, "point axis"]
+    ) -> Float[Tensor, "batch channel point"]:
+        """The Lagrange interpolation of a field on the lattice at points in lattice cells, some points at a time."""
+        most = max(1, NEAR_VALUES // max(1, u.shape[0] * u.shape[1] * POINTS**self.axes))
+        return torch.cat([self._interpolate(u, some) for some in points.split(most)], dim=2)
+
+    def _interpolate(
         self, u: Float[Tensor, "batch channel *grid"], points: Float[Tensor, "point axis"]
     ) -> Float[Tensor, "batch channel point"]:
         index: Tensor | None = None

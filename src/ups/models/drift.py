@@ -26,7 +26,7 @@ VALUES = 64  # of the parameters, whose motions are measured, at most
 LEAST = 0.05  # cells; a blend of turns that differ by less is as good as the turn between them
 SURE = 0.1
 """Of the motions' spread over the values: what those of all fields together, and of each one alone, may miss the affine
-function by, and their halves differ by."""
+function by, and the halves of the data differ by."""
 WEAK = 1e-3  # of the energy of all fields' waves; one with less has no say in how they move
 NEWTON_STEPS = 8  # from the best whole number of cells to the peak
 
@@ -88,17 +88,35 @@ class Drift(nn.Module):
 
         The motions are those of all fields together; the motion of each field by itself must not miss it either.
         """
-        fields = spectra.sum(1)
-        whole, first, second = (self._peak(part.sum(1)) for part in (fields, spectra[:, 0], spectra[:, 1]))
-        known = with_one(values)
-        affine = torch.linalg.lstsq(known, whole, driver="gelsd").solution
-        spread, missed, doubt = (_rms(part) for part in (whole - whole.mean(0), known @ affine - whole, first - second))
+        fields, known = spectra.sum(1), with_one(values)
+        whole = self._peak(fields.sum(1))
+        affine = _affine(known, whole)
+        spread, missed, doubt = _rms(whole - whole.mean(0)), _rms(known @ affine - whole), self._doubt(known, spectra)
         if spread < LEAST or max(missed, doubt) > SURE * spread:
             return
         energy = fields.flatten(2)[..., 1:].abs().sum((0, 2))  # a field's mean does not move
         telling = energy > WEAK * energy.sum()
         if all(_rms(known @ affine - self._peak(field)) <= SURE * spread for field in fields[:, telling].unbind(1)):
             self.cells.copy_(affine)
+
+    def _doubt(self, known: Float[Tensor, "value more"], spectra: Shaped[Tensor, "value half channel *modes"]) -> float:
+        """By how many cells the halves of the data differ.
+
+        They are compared value by value where most values are in both. Where each trajectory has a value of its own,
+        hardly any is: then each half's own affine function is compared with the other's at all values. A half must hold
+        more values than fix such a function, else nothing is certain.
+        """
+        halves, numbers = spectra.sum(2), known.shape[1]
+        held = halves.flatten(2).abs().amax(2) > 0  # (value, half)
+        both = held.all(1)
+        if int(both.sum()) >= max(numbers, len(known) / 2):
+            return _rms(self._peak(halves[both, 0]) - self._peak(halves[both, 1]))
+        if int(held.sum(0).amin()) <= numbers:
+            return math.inf
+        first, second = (
+            _affine(known[here], self._peak(half[here])) for here, half in zip(held.T, halves.unbind(1), strict=True)
+        )
+        return _rms(known @ (first - second))
 
     def _peak(self, cross: Shaped[Tensor, "value *modes"]) -> Float[Tensor, "value axis"]:
         """Where the cross-correlation Re sum_k C_k exp(2 pi i k s / n) of each value is largest, in cells.
@@ -134,6 +152,12 @@ class Drift(nn.Module):
 def with_one(values: Float[Tensor, "value parameter"]) -> Float[Tensor, "value more"]:
     """The values after a column of ones."""
     return torch.cat([torch.ones_like(values[:, :1]), values], dim=1)
+
+
+def _affine(known: Float[Tensor, "value more"], motions: Float[Tensor, "value axis"]) -> Float[Tensor, "more axis"]:
+    """s_0 above the rows of S that come closest to the motions."""
+    solution: Tensor = torch.linalg.lstsq(known, motions, driver="gelsd").solution
+    return solution
 
 
 def _rms(motions: Float[Tensor, "value axis"]) -> float:

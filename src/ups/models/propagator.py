@@ -150,7 +150,7 @@ class LinearPropagator(nn.Module):
         """Least squares over (u_t, u_{t+dt}, params) batches, in float64, by the normal equations of every mode.
 
         What the first and the second halves of all batches do not agree on is taken out (`kernel.agreed`): they should
-        be of different trajectories, as `training.stages.halved` has them.
+        be of different trajectories, as `training.pairs.halved` has them.
 
         Args:
             pairs: batches, read once and one at a time, of (batch, read, *grid), the fields one step later, and

@@ -62,9 +62,11 @@ class ErrorModel(nn.Module):
 
     @torch.no_grad()
     def observe(self, noise: Float[Tensor, "batch channel *grid"], shares: tuple[Tensor, ...]) -> None:
-        """Takes errors divided by their expected sizes into the running spectrum."""
-        for axis, share in enumerate(shares, start=2):
-            noise = torch.tensordot(noise, self._waves(share, axis - 2).T / len(share), dims=([2], [0]))
+        """Takes errors divided by their expected sizes into the running spectrum: mean A_k^2 of their cosines."""
+        for axis, share in enumerate(shares):
+            waves = self._waves(share, axis)
+            waves = waves / waves.square().sum(1, keepdim=True)  # a constant weighs twice what any other cosine does
+            noise = torch.tensordot(noise, waves.T, dims=([2], [0]))
         power = noise.square().mean(0)
         good = torch.isfinite(power).all()  # the step of a batch that is not finite is skipped, and so is what it shows
         self.seen += good

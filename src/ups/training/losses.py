@@ -43,10 +43,15 @@ def mean_square(prediction: Tensor, truth: Tensor) -> Float[Tensor, ""]:
 def shell_energy(u: Float[Tensor, "batch channel *grid"], bands: int) -> Float[Tensor, "batch channel band"]:
     """Energy of the spatial spectrum in `bands` equal radial shells up to the Nyquist wavenumber, in float32.
 
-    Wavenumbers beyond Nyquist (the corners of a box) belong to the last shell.
+    It sums to the mean of u^2. Wavenumbers beyond Nyquist (the corners of a box) belong to the last shell.
+
+    Every axis is taken as periodic, one with walls too, as the scores by bands of wavenumbers take it (the reported
+    spectrum continues it evenly instead): where the ends differ, the jump adds to the high shells of prediction and
+    truth alike.
     """
     axes = tuple(range(2, u.ndim))
     power = torch.fft.rfftn(u.float(), dim=axes, norm="forward").abs().square()
+    power[..., 1 : (u.shape[-1] + 1) // 2] *= 2  # these stand for their conjugates too; mean and Nyquist have none
     squares = torch.zeros(power.shape[2:], device=u.device)
     for axis in axes:
         size = u.shape[axis]

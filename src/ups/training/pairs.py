@@ -61,8 +61,10 @@ def fit_pairs(train: TrajectorySet, rng: torch.Generator) -> FramePairs:
 def halved(trajectory: Int64[Tensor, " pair"], rng: torch.Generator) -> Int64[Tensor, " pair"]:
     """An order of pairs in which the first half of a batch is of even trajectories and the second of odd ones.
 
-    This holds as far as there are pairs of both kinds. Neighbouring trajectories are alike (of one file and its
-    parameters), so that the halves are too, but independent. Batches come in random order.
+    This holds as far as there are pairs of both kinds: of what one kind has more, half lies on the other's side, in the
+    last batches (none is dropped, which could lose the parameters of a trajectory altogether). Neighbouring
+    trajectories are alike (of one file and its parameters), so that the halves are too, but independent. Batches come
+    in random order.
     """
     order = trajectory.argsort(stable=True)
     even, odd = (order[trajectory[order] % 2 == parity] for parity in (0, 1))
