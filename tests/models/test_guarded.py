@@ -71,3 +71,13 @@ def test_the_operator_is_trained_through_its_guards() -> None:
 def test_a_guard_that_the_equation_has_nothing_for_is_refused() -> None:
     with pytest.raises(UpsError, match=r"guards\.boundary"):
         make_guarded("boundary")
+
+
+def test_a_codec_that_loses_what_a_guard_keeps_is_refused() -> None:
+    """What is decoded from a lossy codec has another integral than what was projected."""
+    loose = make_simulator(form="increment")
+    few = replace(loose.architecture, latent_dim=3)
+    Simulator(loose.tasks, few)
+    with pytest.raises(UpsError, match=r"latent\.dim 3 .* 4 values .*latent\.patch 4.* guards\.conservation"):
+        Simulator(loose.tasks, replace(few, guards=("conservation",)))
+    assert Simulator(loose.tasks, replace(few, latent_dim=4, guards=("conservation",))).guards[TASK].active

@@ -92,13 +92,24 @@ class Simulator(StepEmulator):
             use_activation_checkpoint=a.use_activation_checkpoint,
         )  # fmt: skip
         self.corrector: Corrector | None = None
-        chosen = dict.fromkeys(a.guards, True)
-        self.guards = {
-            task: Guards.of(task, **chosen, lengths=spec.lengths) if chosen else Guards.none
-            for task, spec in tasks.items()
-        }
+        self.guards = {task: self._guards_of(task, a.guards) for task in tasks}
         for task, spec in tasks.items():
             self._check_lattice(task, spec.lattice)
+
+    def _guards_of(self, task: str, names: tuple[str, ...]) -> Guards:
+        """The guards of these names for a task, whose codec must give back what they leave."""
+        if not names:
+            return Guards.none
+        guards = Guards.of(task, **dict.fromkeys(names, True), lengths=self.tasks[task].lengths)
+        codec, a = self.codecs[task], self.architecture
+        if not codec.lossless:
+            raise UpsError(
+                f"{task}: guards are exact only where the codec loses nothing, but latent.dim {a.latent_dim} is less "
+                f"than the {codec.values} values of a token (latent.patch {a.patch}): what is decoded would not keep "
+                f"guards.{' and guards.'.join(names)}; raise latent.dim to {codec.values}, lower latent.patch, or "
+                "leave the guards out"
+            )
+        return guards
 
     def _check_lattice(self, task: str, lattice: Sequence[int]) -> None:
         a, factor = self.architecture, self.operator.trunk.factor
