@@ -102,6 +102,9 @@ def test_a_steady_problem_goes_all_the_way(darcy: Path) -> None:
     assert sim.rollout(torch.rand(2, 1, 16, 16), steps=1, params={"beta": 1.0}).shape == (2, 1, 1, 16, 16)
     with pytest.raises(UpsError, match="steps must be 1"):
         sim.rollout(torch.rand(2, 1, 16, 16), steps=2, params={"beta": 1.0})
+    for switch in ({"guards": ("boundary",)}, {"mode": "latent"}):
+        with pytest.raises(UsageError, match=f"{next(iter(switch))}: darcy2d has no time"):
+            rollout_file(folder, root / "given.hdf5", 1, root / "again.hdf5", None, **switch)
     with pytest.raises(UpsError, match="points"):
         sim.rollout(torch.rand(2, 1, 16, 16), steps=1, points=[[0.5, 0.5]])
 

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 POINTS = 6  # of the interpolation kernel, per axis
+ROUNDING = 2e-6  # largest entry of what an isometry in float32 is from one
 
 
 class Codec(nn.Module):
@@ -51,6 +52,12 @@ class Codec(nn.Module):
     def lossless(self) -> bool:
         """Whether a token has room for every value of its cell."""
         return self.latent_dim >= self.values
+
+    @property
+    def exact(self) -> bool:
+        """Whether decoding undoes encoding to rounding, by the weights as they are."""
+        both = self.decoder.detach().flatten(1).double().T @ self.encoder.detach().flatten(1).double()
+        return bool((both - torch.eye(self.values).to(both)).abs().max() < ROUNDING)
 
     # A convolution whose stride is its kernel's width is one matrix product over cells: several times as fast on a CPU.
 
