@@ -79,6 +79,8 @@ def test_a_steady_problem_goes_all_the_way(darcy: Path) -> None:
     assert ours["nrmse"] < 0.7 * mean["nrmse"]
     assert fno["nrmse"] < 0.7 * mean["nrmse"]
     assert ours["crps"] < mean["mae"]
+    assert 0 < ours["bc_violation"] < ours["nrmse"], "its solutions vanish at the walls by construction"
+    assert ours["bc_violation"] < mean["bc_violation"]
     assert ours["codec_nrmse"] < 1e-5
     assert scores["reasons"]["tasks"]["darcy2d"]["conservation_gap"]
     assert json.loads((folder / "metadata.json").read_text())["trained"]
