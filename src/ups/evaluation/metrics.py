@@ -217,8 +217,8 @@ def bc_violation(
             continue
         ends = (WALL_SLOPE, WALL_SLOPE) if to_wall is None else map(value_at, to_wall[axis])
         for u, weights in zip((error, error.flip(axis + 3)), ends, strict=True):
-            mismatch = sum(weight * u.select(axis + 3, index) for index, weight in enumerate(weights))
-            found.append(mismatch.unsqueeze(-1).flatten(3).transpose(1, 2).flatten(2))
+            near = [weight * u.select(axis + 3, index) for index, weight in enumerate(weights)]
+            found.append(torch.stack(near).sum(0).unsqueeze(-1).flatten(3).transpose(1, 2).flatten(2))
     squares = torch.cat(found, dim=2).square().mean(dim=2)
     return (squares / mean_square(truth).mean(dim=1)).sqrt().mean(dim=1)
 
