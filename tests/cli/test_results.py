@@ -11,6 +11,9 @@ import pytest
 from tests.cli.outcome import Ups, cells
 from tests.pipeline.toy_run import decide_run, write_run
 
+from ups.cli.runs import GuardChoice
+from ups.config.physics import GuardSettings
+from ups.physics.guards import GUARDS
 from ups.terminal import LineProgress
 
 
@@ -79,6 +82,25 @@ def test_rollout_and_report_print_what_they_wrote(cli: Ups, stand_in: Any) -> No
     assert cli("rollout", "runs/x", "in.h5", "--steps", "3", "--out", "out.h5").out == "out.h5\n"
     assert calls[0][0][:-1] == (Path("runs/x"), Path("in.h5"), 3, Path("out.h5"), None, None, 0)
     assert isinstance(calls[0][0][-1], LineProgress)
+    assert calls[0][1] == {"mode": None, "guards": None, "corrector_every": None}
     assert cli("rollout", "runs/x", "in.h5", "--steps", "0", "--out", "out.h5").code == 2
     stand_in("ups.evaluation.report", "write_report", Path("runs/x/report.html"))
     assert cli("report", "runs/x").out == "runs/x/report.html\n"
+
+
+@pytest.mark.usefixtures("place")
+def test_rollout_takes_guards_corrections_and_mode(cli: Ups, stand_in: Any) -> None:
+    calls = stand_in("ups.pipeline.rollout", "rollout_file")
+    rollout = ("rollout", "runs/x", "in.h5", "--steps", "3", "--out", "out.h5")
+    guards = ("--guard", "conservation", "--guard", "positivity")
+    assert cli(*rollout, *guards, "--corrector-every", "2", "--mode", "physical").code == 0
+    assert calls[0][1] == {"mode": "physical", "guards": ("conservation", "positivity"), "corrector_every": 2}
+    assert cli(*rollout, "--no-guards").code == 0
+    assert calls[1][1]["guards"] == ()
+    for wrong in (("--guard", "mass"), ("--corrector-every", "0"), ("--mode", "fourier"), (*guards, "--no-guards")):
+        assert cli(*rollout, *wrong).code == 2
+    assert len(calls) == 2
+
+
+def test_the_guards_of_settings_and_of_the_command_line_are_those_there_are() -> None:
+    assert set(GUARDS) == {choice.value for choice in GuardChoice} == set(GuardSettings.model_fields)

@@ -11,6 +11,7 @@ import pytest
 from ups.config.document import main, settings_page
 from ups.config.names import setting_names
 from ups.config.schema import Settings
+from ups.physics.equations import EQUATIONS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -46,6 +47,11 @@ def test_every_key_has_a_row_and_a_meaning(name: str) -> None:
     kind, _, meaning = ROWS[in_any_stage]
     assert kind
     assert meaning, f"{name} has no meaning: write a docstring under it in src/ups/config"
+
+
+def test_no_equation_has_a_velocity_without_divergence_yet() -> None:
+    """As `guards.divergence` and `lambda_divergence` say."""
+    assert not any(equation.solenoidal for equation in EQUATIONS.values())
 
 
 def test_the_page_has_no_key_that_does_not_exist() -> None:

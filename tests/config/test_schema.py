@@ -72,6 +72,7 @@ def test_shipped_files_load() -> None:
             {"training": {"physics_priors": PRIORS}, "guards": {"conservation": True}},
             "the term would be zero by construction",
         ),
+        ({"guards": {"positivity": True}, **TRAINS_CODEC}, "guards.positivity: a guard is exact only where"),
         ({"training": {"latent_cache_dir": "cache", "augment": False}, **TRAINS_CODEC}, "train_with_operator is true"),
         ({"training": {"latent_cache_dir": "cache"}}, "training.augment is true: latents of moved fields"),
         ({"training": {**CACHE, "latent_cache_dtype": "float64"}}, "float16"),

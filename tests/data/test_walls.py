@@ -12,7 +12,7 @@ import pytest
 from ups.config.data import DataSettings
 from ups.data.split import load_files
 from ups.data.trajectories import TrajectorySet
-from ups.data.walls import first_cells
+from ups.data.walls import cells_to_walls, first_cells
 
 
 def write(path: Path, first: float, size: int = 16, written: float = 0.5) -> TrajectorySet:
@@ -34,7 +34,9 @@ def write(path: Path, first: float, size: int = 16, written: float = 0.5) -> Tra
 @pytest.mark.parametrize("first", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("written", [0.0, 0.5])
 def test_the_place_of_the_first_value_is_that_of_the_solutions(tmp_path: Path, first: float, written: float) -> None:
-    assert first_cells(write(tmp_path / "d.hdf5", first, written=written)) == pytest.approx((first, first), abs=1e-4)
+    found = write(tmp_path / "d.hdf5", first, written=written)
+    assert first_cells(found) == pytest.approx((first, first), abs=1e-4)
+    assert cells_to_walls(found) == pytest.approx(np.array([(first, 1 - first)] * 2), abs=1e-4)
 
 
 @pytest.mark.parametrize(("places", "wanted"), [("both ends", 0.0), ("inside", 1.0)])
@@ -48,5 +50,6 @@ def test_coordinates_whose_spacing_tells_the_walls_are_believed(tmp_path: Path, 
         ).reshape(-1, 1, 1, 1)
         file["x-coordinate"], file["y-coordinate"] = x.astype(np.float32), x.astype(np.float32)
         file.attrs["beta"] = 1.0
-    found = first_cells(load_files([tmp_path / "d.hdf5"], "darcy2d", DataSettings(task="darcy2d")))
-    assert found == pytest.approx((wanted, wanted), abs=1e-3)
+    found = load_files([tmp_path / "d.hdf5"], "darcy2d", DataSettings(task="darcy2d"))
+    assert first_cells(found) == pytest.approx((wanted, wanted), abs=1e-3)
+    assert cells_to_walls(found) == pytest.approx(np.full((2, 2), wanted), abs=1e-3)

@@ -178,6 +178,22 @@ def test_boundary_violation_vanishes_with_the_slope_at_second_order() -> None:
     assert metrics.bc_violation(2 * ramp, ramp, (False,)).item() == pytest.approx((1 / 16) / size_of_field)
 
 
+@pytest.mark.parametrize("first", [0.0, 0.5, 1.0], ids=["on the wall", "half a cell inside", "a cell inside"])
+def test_boundary_violation_at_fixed_values_is_the_error_there(first: float) -> None:
+    """An error that vanishes at the walls has none, wherever the values stand; a constant one is its size."""
+    size = 12
+    x = (torch.arange(size, dtype=torch.float64) + first) / size
+    to_wall = ((first, 1 - first), (1.0, 1.0))
+    y = (torch.arange(size, dtype=torch.float64) + 1) / (size + 1)
+    bump = (x * (1 - x))[:, None] * y * (1 - y)
+    u = (1 + torch.rand(1, 2, 1, size, size, generator=torch.Generator().manual_seed(0))).double()
+    assert metrics.bc_violation(u + bump, u, (False, False), to_wall).item() < 1e-14
+    shifted = metrics.bc_violation(u + 0.3, u, (False, False), to_wall).item()
+    assert shifted == pytest.approx(0.3 / u.square().mean().sqrt().item())
+    moved = metrics.bc_violation(u + bump, u, (False, False), ((first + 0.5, 1.5 - first), (1.0, 1.0))).item()
+    assert moved > 1e-3, "the walls lie elsewhere"
+
+
 def test_first_bad_frame_names_nan_and_infinity() -> None:
     u = torch.zeros(3, 4, 1, 5)
     u[1, 2, 0, 3], u[2, 0, 0, 0] = float("nan"), float("inf")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tests.models.small_corrector import SMALL, TASK, make_context, make_simulator, roll
 
-from ups.errors import UpsError
+from ups.errors import UpsError, UsageError
+from ups.models.baselines import make_baseline
 from ups.models.simulator import Simulator
 from ups.models.store import load_model, save_model
+from ups.models.surrogate import Surrogate
 
 
 def make_guarded(*guards: str, form: str = "increment") -> Simulator:
@@ -29,6 +32,11 @@ def predict(simulator: Simulator, context: torch.Tensor, steps: int) -> torch.Te
     dt, params = torch.full((len(context),), 0.1), torch.full((len(context), 1), 0.01)
     with torch.no_grad():
         return simulator.rollout(context, steps, task=TASK, dt=dt, params=params)
+
+
+def ask(simulator: Simulator, steps: int, **switches: Any) -> torch.Tensor:
+    """As `predict`, as users ask for it."""
+    return Surrogate(simulator, torch.device("cpu")).rollout(make_context(), steps, {"nu": 0.01}, **switches)
 
 
 def gap(u: torch.Tensor, context: torch.Tensor) -> float:
@@ -71,3 +79,77 @@ def test_the_operator_is_trained_through_its_guards() -> None:
 def test_a_guard_that_the_equation_has_nothing_for_is_refused() -> None:
     with pytest.raises(UpsError, match=r"guards\.boundary"):
         make_guarded("boundary")
+
+
+def test_a_codec_that_loses_what_a_guard_keeps_is_refused() -> None:
+    """What is decoded from a lossy codec has another integral than what was projected."""
+    loose = make_simulator(form="increment")
+    few = replace(loose.architecture, latent_dim=3)
+    Simulator(loose.tasks, few)
+    with pytest.raises(UpsError, match=r"latent\.dim 3 .* 4 values .*latent\.patch 4.* guards\.conservation"):
+        Simulator(loose.tasks, replace(few, guards=("conservation",)))
+    assert Simulator(loose.tasks, replace(few, latent_dim=4, guards=("conservation",))).guards[TASK].active
+
+
+def test_guards_are_switched_on_and_off_in_a_rollout() -> None:
+    """What comes out is that of a model with these guards, and the model is afterwards as it was."""
+    context, loose, guarded = make_context(), make_guarded(), make_guarded("conservation")
+    assert gap(ask(loose, 50), context) > 1e-3
+    assert gap(ask(loose, 50, guards=["conservation"]), context) < 1e-6
+    assert torch.equal(ask(loose, 5, guards=["conservation"]), ask(guarded, 5))
+    assert torch.equal(ask(guarded, 5, guards=()), ask(loose, 5))
+    assert torch.equal(ask(guarded, 5, guards=None), predict(guarded, context, 5))
+    assert max(gap(u, context) for u in ask(loose, 10, members=2, guards=["conservation"])) < 1e-6
+    for simulator, names in ((loose, ()), (guarded, ("conservation",))):
+        assert (simulator.guards[TASK].active, simulator.architecture.guards) == (bool(names), names)
+
+
+def test_corrections_are_made_as_often_as_a_rollout_asks() -> None:
+    often = make_guarded()
+    seldom = Simulator(often.tasks, replace(often.architecture, corrector_every=3))
+    seldom.add_corrector(SMALL)
+    seldom.load_state_dict(often.state_dict())
+    wanted = ask(seldom, 6, members=2)
+    assert torch.equal(ask(often, 6, members=2, corrector_every=3), wanted)
+    assert not torch.equal(ask(often, 6, members=2), wanted)
+    assert torch.equal(ask(seldom, 6, members=2, corrector_every=1), ask(often, 6, members=2))
+
+
+def test_a_rollout_stays_in_latent_space_unless_asked() -> None:
+    """They differ where decoding does not undo encoding; there no guard would be exact."""
+    simulator, context = make_guarded(), make_context()
+    with torch.no_grad():
+        simulator.codecs[TASK].decoder.mul_(1.01)
+    arguments = {"task": TASK, "dt": torch.full((3,), 0.1), "params": torch.full((3, 1), 0.01)}
+    with torch.no_grad():
+        latent, physical = (simulator.rollout(context, 4, mode=mode, **arguments) for mode in ("latent", "physical"))
+    assert torch.equal(ask(simulator, 4, mode="physical"), physical)
+    assert torch.equal(ask(simulator, 4, mode="latent"), latent)
+    assert torch.equal(ask(simulator, 4), latent)
+    assert not torch.allclose(latent, physical)
+    with pytest.raises(UpsError, match="decoding undoes encoding"):
+        ask(simulator, 4, guards=["conservation"])
+    assert torch.equal(ask(simulator, 4), latent)
+
+
+@pytest.mark.parametrize(
+    ("switches", "said"),
+    [
+        ({"guards": ["mass"]}, "there is no 'mass'; the guards are conservation, positivity, divergence, boundary"),
+        ({"guards": "conservation"}, "give a list of names"),
+        ({"guards": ["boundary"]}, "nothing for it in burgers1d: its domain is periodic"),
+        ({"corrector_every": 2}, "give members too"),
+        ({"corrector_every": 0, "members": 2}, "corrector_every is 0; it must be at least 1"),
+        ({"mode": "fourier"}, "must be latent or physical"),
+    ],
+)
+def test_a_switch_that_does_not_exist_is_refused(switches: dict[str, Any], said: str) -> None:
+    with pytest.raises(UpsError, match=said):
+        ask(make_guarded(), 1, **switches)
+
+
+def test_baselines_have_no_switches() -> None:
+    surrogate = Surrogate(make_baseline("persistence", make_guarded().tasks), torch.device("cpu"))
+    for switch in ({"guards": ()}, {"mode": "latent"}):
+        with pytest.raises(UsageError, match=f"{next(iter(switch))}: 'persistence' is no latent simulator"):
+            surrogate.rollout(make_context(), 1, **switch)

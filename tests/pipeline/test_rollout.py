@@ -59,6 +59,24 @@ def test_predictions_are_no_data_but_a_place_to_go_on_from_in_a_folder_that_is_m
         assert file["tensor"].shape == (12, 3, 32)
 
 
+def test_a_roll_out_keeps_the_integral_when_asked(tmp_path: Path) -> None:
+    """Of a model trained without guards, from the frame before the first predicted one."""
+    write_task(tmp_path / "b.hdf5", "burgers1d", num=12, frames=8, resolution=32, Nu=0.01)
+    config = write_config(tmp_path, "burgers1d", ["b.hdf5"])
+    folder = train(config, "operator.form=increment", "operator.base=persistence", "training.ema_decay=0").run_dir
+    gaps = {}
+    for guards in (None, ("conservation",)):
+        out = tmp_path / f"{len(gaps)}.hdf5"
+        rollout_file(folder, tmp_path / "b.hdf5", 6, out, None, guards=guards)
+        with h5py.File(out) as file:
+            u = file["tensor"][:].astype(np.float64)
+        gaps[guards] = np.abs(u.mean(-1) - u[:, :1].mean(-1)).max() / np.abs(u[:, 0]).mean()
+    assert gaps[("conservation",)] < 1e-6 < 1e-5 < gaps[None]
+    with pytest.raises(UpsError, match=r"guards\.boundary .* its domain is periodic"):
+        rollout_file(folder, tmp_path / "b.hdf5", 6, tmp_path / "out.hdf5", None, guards=("boundary",))
+    assert not (tmp_path / "out.hdf5").exists()
+
+
 def test_what_does_not_fit_a_finished_run_is_refused(burgers: Path, tmp_path: Path) -> None:
     folder = train(burgers).run_dir
     write_task(tmp_path / "fine.hdf5", "burgers1d", num=3, frames=8, resolution=64, nu=0.01)

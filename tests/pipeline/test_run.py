@@ -180,6 +180,29 @@ def test_generated_data_of_other_settings_is_refused(tmp_path: Path) -> None:
         train(config, "data.generate.seed=2")
 
 
+@pytest.mark.parametrize(
+    ("override", "trained"),
+    [
+        ("evaluation.small.max_samples=1", True),
+        ("evaluation.small.steps=2", True),
+        ("evaluation.rollout_mode=physical", True),
+        ("evaluation.full.steps=2", False),
+        ("evaluation.members=2", False),
+    ],
+)
+def test_weights_are_chosen_again_when_what_they_are_chosen_by_changes(
+    burgers: Path, override: str, trained: bool
+) -> None:
+    """In the same folder; the codec, which no roll-out chooses, stays done."""
+    folder = train(burgers).run_dir
+    before = StepRecords(folder)
+    assert train(burgers, override).run_dir == folder
+    after = StepRecords(folder)
+    assert (after.key("operator") != before.key("operator")) == trained
+    assert after.records["codec"] == before.records["codec"]
+    assert (after.note("operator", "training_seconds", 0) != before.note("operator", "training_seconds", 0)) == trained
+
+
 def test_a_stage_keeps_checkpoints_at_its_own_interval(burgers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
     save = TimedStore.save

@@ -12,13 +12,14 @@ import torch
 from tests.pipeline.small_run import run, train
 
 import ups
-from ups.config.load import load_settings
+from ups.config.load import dump_settings, load_settings
 from ups.data.generate import generate
 from ups.data.inspect import inspect_file
 from ups.errors import UpsError, UsageError
 from ups.pipeline.evaluate import evaluate_run
 from ups.pipeline.rollout import rollout_file
 from ups.pipeline.run import check_pipeline, train_pipeline
+from ups.pipeline.workspace import Workspace
 from ups.runtime import SilentProgress
 
 
@@ -78,6 +79,8 @@ def test_a_steady_problem_goes_all_the_way(darcy: Path) -> None:
     assert ours["nrmse"] < 0.7 * mean["nrmse"]
     assert fno["nrmse"] < 0.7 * mean["nrmse"]
     assert ours["crps"] < mean["mae"]
+    assert 0 < ours["bc_violation"] < ours["nrmse"], "its solutions vanish at the walls by construction"
+    assert ours["bc_violation"] < mean["bc_violation"]
     assert ours["codec_nrmse"] < 1e-5
     assert scores["reasons"]["tasks"]["darcy2d"]["conservation_gap"]
     assert json.loads((folder / "metadata.json").read_text())["trained"]
@@ -102,6 +105,9 @@ def test_a_steady_problem_goes_all_the_way(darcy: Path) -> None:
     assert sim.rollout(torch.rand(2, 1, 16, 16), steps=1, params={"beta": 1.0}).shape == (2, 1, 1, 16, 16)
     with pytest.raises(UpsError, match="steps must be 1"):
         sim.rollout(torch.rand(2, 1, 16, 16), steps=2, params={"beta": 1.0})
+    for switch in ({"guards": ("boundary",)}, {"mode": "latent"}):
+        with pytest.raises(UsageError, match=f"{next(iter(switch))}: darcy2d has no time"):
+            rollout_file(folder, root / "given.hdf5", 1, root / "again.hdf5", None, **switch)
     with pytest.raises(UpsError, match="points"):
         sim.rollout(torch.rand(2, 1, 16, 16), steps=1, points=[[0.5, 0.5]])
 
@@ -113,6 +119,36 @@ def test_a_steady_problem_goes_all_the_way(darcy: Path) -> None:
 def test_what_does_not_exist_without_time_is_refused(darcy: Path, override: str, message: str) -> None:
     with pytest.raises(UpsError, match=message):
         run(darcy, override)
+
+
+UNREAD = {
+    "guards.positivity": "true",
+    "latent.dim": "32",
+    "operator.pdet.heads": "2",
+    "diffusion.depth": "2",
+    "training.lambda_spectral": "0.1",
+    "training.physics_priors": "{enabled: true, lambda_boundary: 1.0}",
+    "training.query_sampling.num_queries": "64",
+    "training.focus": "1.0",
+    "evaluation.corrector_every": "2",
+}
+
+
+def test_settings_that_nothing_reads_without_time_are_listed_at_once(darcy: Path) -> None:
+    with pytest.raises(UsageError) as refused:
+        run(darcy, *(f"{name}={value}" for name, value in UNREAD.items()))
+    names = str(refused.value).partition(": darcy2d has no time")[0].split(", ")
+    priors = ["training.physics_priors.enabled", "training.physics_priors.lambda_boundary"]
+    assert sorted(names) == sorted([*(UNREAD.keys() - {"training.physics_priors"}), *priors])
+    assert not (darcy.parent / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["darcy2d", "relaxation2d"])
+def test_settings_of_problems_without_time_are_all_read_as_they_are_and_written_out(name: str, tmp_path: Path) -> None:
+    settings = load_settings(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
+    (tmp_path / "config.yaml").write_text(dump_settings(settings))
+    for one in (settings, load_settings(tmp_path / "config.yaml")):
+        assert Workspace(one, SilentProgress()).steady
 
 
 def test_a_stage_of_other_problems_is_refused(darcy: Path) -> None:

@@ -50,6 +50,22 @@ class SplitChoice(StrEnum):
     test = "test"
 
 
+class GuardChoice(StrEnum):
+    """Projections that a step may end with."""
+
+    conservation = "conservation"
+    positivity = "positivity"
+    divergence = "divergence"
+    boundary = "boundary"
+
+
+class ModeChoice(StrEnum):
+    """Where a roll-out is between steps."""
+
+    latent = "latent"
+    physical = "physical"
+
+
 def _show(outcome: RunOutcome, more: Iterable[str] = ()) -> None:
     """Print a run's table, what is worth saying, and last its folder."""
     from ups.runtime import world
@@ -231,15 +247,34 @@ def rollout(
     ] = None,
     members: Annotated[int | None, typer.Option(min=1, help="Roll-outs in an ensemble of each trajectory.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the ensemble's draws.")] = 0,
+    guard: Annotated[
+        list[GuardChoice] | None,
+        typer.Option(help="End every step with this guard; may be repeated. Default: those trained with."),
+    ] = None,
+    no_guards: Annotated[bool, typer.Option("--no-guards", help="End steps with no guard.")] = False,
+    corrector_every: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="Correct members at every K-th step. Default: as trained.")
+    ] = None,
+    mode: Annotated[
+        ModeChoice | None,
+        typer.Option(help="Stay in latent space between steps, or decode and encode. Default: as evaluated."),
+    ] = None,
 ) -> None:
     """Predict from the first frames of a file, and write it."""
+    if guard and no_guards:
+        raise UsageError("--guard and --no-guards exclude each other")
     from ups.pipeline.before import require_rollout
 
     require_rollout(run, source, out, points)
     from ups.pipeline.rollout import rollout_file
 
     with telling() as progress:
-        rollout_file(run, source, steps, out, points, members, seed, progress)
+        rollout_file(
+            run, source, steps, out, points, members, seed, progress,
+            mode=mode and mode.value,
+            guards=() if no_guards else tuple(one.value for one in guard) if guard else None,
+            corrector_every=corrector_every,
+        )  # fmt: skip
     typer.echo(str(out))
 
 

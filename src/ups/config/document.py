@@ -52,7 +52,9 @@ Some rules can be told only once data and model are known; `ups check` tells the
 - a loss term that is zero by construction: `training.lambda_inv_enc` and `lambda_inv_dec` where the codec loses
   nothing, `lambda_conservation` where steps are fluxes through the faces of cells and the codec loses nothing;
 - a prior or a guard that an equation has nothing for, such as `lambda_divergence` without a solenoidal vector;
-- tasks with and without time together; for those without, other stages than `steady_prior`, and the baseline `linear`.
+- tasks with and without time together; for those without, other stages than `steady_prior`, the baseline `linear`, and
+  settings that nothing reads there: of `guards`, `latent`, `operator` and `diffusion`, of losses and sampling in
+  `training`, and of roll-outs in `evaluation`.
 
 The sinks of `logging` need packages that are extras: `pip install -c constraints.txt 'ups[wandb]'`, or
 `'ups[tensorboard]'`.

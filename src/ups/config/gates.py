@@ -40,7 +40,7 @@ class GateRatios(Group):
     conservation_gap: RatioLimit = "auto"
     """What is lost of a conserved integral beyond what the data loses."""
     bc_violation: RatioLimit = "auto"
-    """Slope through no-flow walls."""
+    """Error at walls: of the slope through no-flow ones, of the value at those of fixed values."""
     ece: RatioLimit = "auto"
     """Calibration of the ensemble."""
     wall_clock: RatioLimit = "auto"

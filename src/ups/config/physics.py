@@ -15,7 +15,8 @@ class PhysicsPriorSettings(Group):
     enabled: bool = False
     """Whether there are such terms."""
     lambda_divergence: NonNegativeFloat = 0.0
-    """Weight of a solenoidal vector's mean divergence, beyond the truth's."""
+    """Weight of a solenoidal vector's mean divergence, beyond the truth's; for an equation whose velocity is among its
+    fields, which none of the built-in ones is yet."""
     lambda_conservation: NonNegativeFloat = 0.0
     """Weight of what is lost of every conserved integral, beyond the truth's loss."""
     lambda_boundary: NonNegativeFloat = 0.0
@@ -65,6 +66,7 @@ class GuardSettings(Group):
     positivity: bool = False
     """Keep fields within their bounds, without a change of their integral."""
     divergence: bool = False
-    """Take the divergence out of the vector that has none, on periodic grids."""
+    """Take the divergence out of the vector that has none, on periodic grids; for an equation whose velocity is among
+    its fields, which none of the built-in ones is yet."""
     boundary: bool = False
     """Make fields meet the boundary condition at the walls."""

@@ -165,6 +165,13 @@ class Settings(Group):
     def _check(self) -> Self:
         if self.latent.codec.train_with_operator and self.stages.operator.skipped:
             raise ValueError("latent.codec.train_with_operator is true, but stages.operator.epochs is 0")
+        guards = [f"guards.{name}" for name, wanted in self.guards if wanted]
+        if guards and self.latent.codec.train_with_operator:
+            raise ValueError(
+                f"{' and '.join(guards)}: a guard is exact only where decoding undoes encoding, but "
+                "latent.codec.train_with_operator is true: a codec that is trained does not stay so; make it false, or "
+                "leave the guards out"
+            )
         if self.training.lambda_inv_enc > 0 and not self.latent.codec.train_with_operator:
             raise ValueError(
                 "training.lambda_inv_enc is above 0, but latent.codec.train_with_operator is false: the codec is "

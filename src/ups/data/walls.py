@@ -40,3 +40,14 @@ def first_cells(train: TrajectorySet) -> tuple[float, ...]:
         inside = (low - high + 1) / 2  # both ends bend alike: their difference does not
         found.append(min((*PLACES, place), key=lambda one: abs(one - inside)))
     return tuple(found)
+
+
+def cells_to_walls(part: TrajectorySet) -> tuple[tuple[float, float], ...] | None:
+    """Cells from the first value of each axis to the lower wall, and from the last to the upper one.
+
+    None where walls hold no fixed values.
+    """
+    if part.equation.boundary != "dirichlet":
+        return None
+    spans = zip(first_cells(part), part.grid.axes, part.grid.spacing, part.equation.domain, strict=True)
+    return tuple((first, (high - low) / step - (len(axis) - 1) - first) for first, axis, step, (low, high) in spans)

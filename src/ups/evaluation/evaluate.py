@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ups.data.trajectories import TrajectorySet
+from ups.data.walls import cells_to_walls
 from ups.errors import UpsError
 from ups.evaluation import metrics, showcase
 from ups.evaluation.ensembles import EnsembleAccumulator, no_ensemble
@@ -103,7 +104,7 @@ class _Scorer:
     ) -> TaskScores:
         context, size = emulator.tasks[trajectories.task].context, self.protocol.batch_size
         steps, device = self.protocol.steps, self.device
-        gathered = ScoreAccumulator(trajectories.equation, trajectories.grid)
+        gathered = ScoreAccumulator(trajectories.equation, trajectories.grid, cells_to_walls(trajectories))
         for batch in rollout_trajectories(
             emulator,
             trajectories,

@@ -17,6 +17,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ups.physics.equations import Equation
+from ups.physics.operators import WALL_SLOPE
 
 Trajectories = Float[Tensor, "sample time channel *grid"]
 PerSample = Float64[Tensor, " sample"]
@@ -190,25 +191,41 @@ def conservation_gap(
     return (ours - data).clamp(min=0).amax(dim=1)
 
 
-def bc_violation(prediction: Trajectories, truth: Trajectories, periodic: Sequence[bool]) -> PerSample:
-    """Slope through the walls of a no-flow domain, beyond the data's own: 0 for a perfect prediction.
+def bc_violation(
+    prediction: Trajectories,
+    truth: Trajectories,
+    periodic: Sequence[bool],
+    to_wall: Sequence[tuple[float, float]] | None = None,
+) -> PerSample:
+    """Error at the walls, of the slope through them or of the value there: 0 for a perfect prediction.
 
-    rms over the walls of dx d(p - u)/dn, over the rms of the true field u. The walls lie half a cell outside the
-    outermost centres; the slope there is the second-order one-sided difference dx du/dn = -2 u_0 + 3 u_1 - u_2, which
-    multiplied by dx has the field's unit. Of the truth, on a grid that barely resolves it, this difference is far from
-    zero; that of the prediction alone would make a blurred field look better than the truth. Mean over channels.
+    rms over the walls of dx d(p - u)/dn at no-flow walls, of p - u at walls of fixed values, over the rms of the true
+    field u. No-flow walls lie half a cell outside the outermost centres; the slope there is the second-order one-sided
+    difference dx du/dn = -2 u_0 + 3 u_1 - u_2, which multiplied by dx has the field's unit. The value at a wall is that
+    of the parabola through the three values next to it. Of the truth, on a grid that barely resolves it, both are far
+    from what the condition says; the prediction's alone would make a blurred field look better than the truth. Mean
+    over channels.
+
+    Args:
+        to_wall: for walls of fixed values, cells from the first value of each axis to the lower wall and from the last
+            to the upper one; None for no-flow walls.
     """
     error = prediction.double() - truth.double()
-    slopes = []
-    for axis, wraps in enumerate(periodic, start=3):
+    found = []
+    for axis, wraps in enumerate(periodic):
         if wraps:
             continue
-        for u in (error, error.flip(axis)):
-            first, second, third = (u.select(axis, index) for index in range(3))
-            slope = (-2 * first + 3 * second - third).unsqueeze(-1).flatten(3)
-            slopes.append(slope.transpose(1, 2).flatten(2))
-    mismatch = torch.cat(slopes, dim=2).square().mean(dim=2)
-    return (mismatch / mean_square(truth).mean(dim=1)).sqrt().mean(dim=1)
+        ends = (WALL_SLOPE, WALL_SLOPE) if to_wall is None else map(value_at, to_wall[axis])
+        for u, weights in zip((error, error.flip(axis + 3)), ends, strict=True):
+            near = [weight * u.select(axis + 3, index) for index, weight in enumerate(weights)]
+            found.append(torch.stack(near).sum(0).unsqueeze(-1).flatten(3).transpose(1, 2).flatten(2))
+    squares = torch.cat(found, dim=2).square().mean(dim=2)
+    return (squares / mean_square(truth).mean(dim=1)).sqrt().mean(dim=1)
+
+
+def value_at(cells: float) -> tuple[float, float, float]:
+    """Weights of three values, nearest first, that give the value of their parabola so many cells before the first."""
+    return (cells + 1) * (cells + 2) / 2, -cells * (cells + 2), cells * (cells + 1) / 2
 
 
 def first_bad_frame(prediction: Trajectories) -> list[int | None]:

@@ -136,10 +136,12 @@ class ScoreAccumulator:
     Args:
         equation: description of the task.
         grid: where the fields live.
+        to_wall: for walls of fixed values, cells between them and the outermost values of each axis; see
+            `metrics.bc_violation`.
     """
 
-    def __init__(self, equation: Equation, grid: Grid) -> None:
-        self.equation, self.grid = equation, grid
+    def __init__(self, equation: Equation, grid: Grid, to_wall: Sequence[tuple[float, float]] | None = None) -> None:
+        self.equation, self.grid, self.to_wall = equation, grid, to_wall
         self._unavailable = _unavailable(equation, grid)
         self._values: dict[str, list[Tensor]] = {}
         self._by_frame: list[Tensor] = []
@@ -196,7 +198,7 @@ class ScoreAccumulator:
             for kept, u in zip(self._drift, (prediction, truth), strict=True):
                 kept += metrics.conservation_drift(u, *given).amax(dim=2).cpu().unbind()
         if "bc_violation" not in self._unavailable:
-            errors["bc_violation"] = metrics.bc_violation(prediction, truth, self.grid.periodic)
+            errors["bc_violation"] = metrics.bc_violation(prediction, truth, self.grid.periodic, self.to_wall)
         return errors
 
     def finish(self) -> TaskScores:
@@ -246,8 +248,6 @@ def _unavailable(equation: Equation, grid: Grid) -> dict[str, str]:
         reasons["conservation_gap"] = f"{equation.name} conserves no integral"
     if all(grid.periodic):
         reasons["bc_violation"] = "the domain is periodic: there is no boundary"
-    elif equation.boundary != "neumann":
-        reasons["bc_violation"] = f"the {equation.boundary} values at the boundary are not described"
     elif min(grid.shape) < 3:
         reasons["bc_violation"] = "the grid has fewer than three points along an axis"
     return reasons

@@ -69,7 +69,7 @@ GROUPS: tuple[tuple[str, tuple[MetricText, ...]], ...] = (
             MetricText("conservation_gap", "conservation gap", "drift of a conserved integral beyond that of the data"),
             MetricText(
                 "bc_violation", "boundary violation",
-                "error of the slope through closed walls, over the size of the field",
+                "error at walls, of the slope or of a fixed value, over the size of the field",
             ),
         ),
     ),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 POINTS = 6  # of the interpolation kernel, per axis
 NEAR_VALUES = 2**24  # grid values gathered around points at once, at most, but those of one point: memory stays small
+ROUNDING = 2e-6  # largest entry of what an isometry in float32 is from one
 
 
 class Codec(nn.Module):
@@ -52,6 +53,12 @@ class Codec(nn.Module):
     def lossless(self) -> bool:
         """Whether a token has room for every value of its cell."""
         return self.latent_dim >= self.values
+
+    @property
+    def exact(self) -> bool:
+        """Whether decoding undoes encoding to rounding, by the weights as they are."""
+        both = self.decoder.detach().flatten(1).double().T @ self.encoder.detach().flatten(1).double()
+        return bool((both - torch.eye(self.values).to(both)).abs().max() < ROUNDING)
 
     # A convolution whose stride is its kernel's width is one matrix product over cells: several times as fast on a CPU.
 

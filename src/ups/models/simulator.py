@@ -6,8 +6,9 @@ The step itself is that of `step.py`, between decoder and encoder: z_{t+dt} = E(
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -92,13 +93,44 @@ class Simulator(StepEmulator):
             use_activation_checkpoint=a.use_activation_checkpoint,
         )  # fmt: skip
         self.corrector: Corrector | None = None
-        chosen = dict.fromkeys(a.guards, True)
-        self.guards = {
-            task: Guards.of(task, **chosen, lengths=spec.lengths) if chosen else Guards.none
-            for task, spec in tasks.items()
-        }
+        self.guards = {task: self._guards_of(task, a.guards) for task in tasks}
         for task, spec in tasks.items():
             self._check_lattice(task, spec.lattice)
+
+    def _guards_of(self, task: str, names: tuple[str, ...]) -> Guards:
+        """The guards of these names for a task, whose codec must give back what they leave."""
+        if not names:
+            return Guards.none
+        guards = Guards.of(task, **dict.fromkeys(names, True), lengths=self.tasks[task].lengths)
+        codec, a = self.codecs[task], self.architecture
+        if not codec.lossless:
+            raise UpsError(
+                f"{task}: guards are exact only where the codec loses nothing, but latent.dim {a.latent_dim} is less "
+                f"than the {codec.values} values of a token (latent.patch {a.patch}): what is decoded would not keep "
+                f"guards.{' and guards.'.join(names)}; raise latent.dim to {codec.values}, lower latent.patch, or "
+                "leave the guards out"
+            )
+        if not codec.exact:
+            raise UpsError(
+                f"{task}: guards are exact only where decoding undoes encoding, which this model's codec was trained "
+                "away from (latent.codec.train_with_operator); leave the guards out"
+            )
+        return guards
+
+    @contextmanager
+    def switched(
+        self, task: str, *, guards: tuple[str, ...] | None = None, corrector_every: int | None = None
+    ) -> Iterator[None]:
+        """Inside, a task's steps end with these guards and ensembles are corrected so often; None leaves either."""
+        before = self.guards, self.architecture
+        try:
+            if guards is not None:
+                self.guards = {**self.guards, task: self._guards_of(task, guards)}
+            if corrector_every is not None:
+                self.architecture = replace(self.architecture, corrector_every=corrector_every)
+            yield
+        finally:
+            self.guards, self.architecture = before
 
     def _check_lattice(self, task: str, lattice: Sequence[int]) -> None:
         a, factor = self.architecture, self.operator.trunk.factor

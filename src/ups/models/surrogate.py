@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -18,6 +19,7 @@ from ups.hub import SCHEME, download
 from ups.models.emulator import Emulator, TaskSpec
 from ups.models.simulator import Simulator
 from ups.models.store import is_model, load_model
+from ups.physics.guards import GUARDS
 
 SAME_VALUE = 1e-3  # relative difference up to which a parameter is the one value trained at
 EDGE = 1e-6  # relative: float32 rounding of the ends of the range trained on
@@ -65,7 +67,9 @@ class Surrogate:
         points: Array | None = None,
         members: SupportsIndex | None = None,
         seed: int = 0,
-        mode: str = "latent",
+        mode: str | None = None,
+        guards: Sequence[str] | None = None,
+        corrector_every: SupportsIndex | None = None,
         extrapolate: bool = False,
     ) -> Float[Tensor, "*member batch steps channel *where"]:
         """Rolls the model out from initial fields, in physical units.
@@ -79,6 +83,10 @@ class Surrogate:
             members: roll-outs in an ensemble, every step of each with its own draw of the operator's error; None rolls
                 the operator out alone. For a model whose stage `diff_residual` was trained.
             seed: of the draws.
+            mode: `latent` stays in latent space between steps, `physical` decodes and encodes at each; None is latent.
+            guards: projections that every step ends with, of `conservation`, `positivity`, `divergence` and
+                `boundary`; () is none of them, None those that the model was trained with.
+            corrector_every: steps between corrections of an ensemble's members; None is as trained.
             extrapolate: let parameters lie outside the range trained on.
 
         Returns:
@@ -96,9 +104,8 @@ class Surrogate:
                     "an ensemble, or leave members out"
                 )
         steps = _count("steps", steps)
-        if mode not in ("latent", "physical"):
-            raise UsageError(f"mode is '{mode}'; it must be latent or physical")
         spec = self.spec(task)
+        self._check_switches(spec, mode=mode, guards=guards, corrector_every=corrector_every, draws=members is not None)
         context = self._tensor("u0", u0)
         given = tuple(context.shape)
         if given[:1] == (0,):
@@ -114,7 +121,7 @@ class Surrogate:
             "task": spec.name,
             "dt": dt,
             "params": self._params(spec, {} if params is None else params, batch, extrapolate),
-            "mode": mode,
+            "mode": mode or "latent",
         }
         if points is not None and not isinstance(self.emulator, Simulator):
             raise UsageError(
@@ -122,17 +129,43 @@ class Surrogate:
                 "only the simulator decodes anywhere"
             )
         where = None if points is None else self._points(spec, points)
-        if members is not None:
-            rng = torch.Generator().manual_seed(seed)
-            arguments |= {"members": members, "rng": rng}
+        switches: AbstractContextManager[None] = nullcontext()
+        if isinstance(self.emulator, Simulator):
+            chosen = None if guards is None else tuple(guards)
+            every = None if corrector_every is None else _count("corrector_every", corrector_every)
+            switches = self.emulator.switched(spec.name, guards=chosen, corrector_every=every)
+        with switches:
+            if members is not None:
+                rng = torch.Generator().manual_seed(seed)
+                arguments |= {"members": members, "rng": rng}
+                if where is None or not isinstance(self.emulator, Simulator):
+                    return self.emulator.rollout_members(context, steps, **arguments)
+                z = self.emulator.rollout_members_latent(context, steps, **arguments)
+                values: Tensor = self.emulator.decode_at(z, where, task=spec.name).unflatten(0, (members, batch))
+                return values
             if where is None or not isinstance(self.emulator, Simulator):
-                return self.emulator.rollout_members(context, steps, **arguments)
-            z = self.emulator.rollout_members_latent(context, steps, **arguments)
-            values: Tensor = self.emulator.decode_at(z, where, task=spec.name).unflatten(0, (members, batch))
-            return values
-        if where is None or not isinstance(self.emulator, Simulator):
-            return self.emulator.rollout(context, steps, **arguments)
-        return self.emulator.decode_at(self.emulator.rollout_latent(context, steps, **arguments), where, task=spec.name)
+                return self.emulator.rollout(context, steps, **arguments)
+            z = self.emulator.rollout_latent(context, steps, **arguments)
+            return self.emulator.decode_at(z, where, task=spec.name)
+
+    def _check_switches(
+        self, spec: TaskSpec, *, mode: str | None, guards: Any, corrector_every: Any, draws: bool
+    ) -> None:
+        """Refuses what cannot be switched in a roll-out."""
+        asked = {"mode": mode, "guards": guards, "corrector_every": corrector_every}
+        given = [name for name, value in asked.items() if value is not None]
+        if given and not isinstance(self.emulator, Simulator):
+            why = f"{spec.name} has no time" if spec.steady else f"'{self.emulator.name}' is no latent simulator"
+            raise UsageError(f"{', '.join(given)}: {why}, and so no such choice in a roll-out; leave it out")
+        if mode not in (None, "latent", "physical"):
+            raise UsageError(f"mode is '{mode}'; it must be latent or physical")
+        if isinstance(guards, str):
+            raise UsageError(f"guards is '{guards}'; give a list of names, such as ['{guards}']")
+        unknown = [name for name in guards or () if name not in GUARDS]
+        if unknown:
+            raise UsageError(f"guards: there is no '{unknown[0]}'; the guards are {', '.join(GUARDS)}")
+        if corrector_every is not None and not draws:
+            raise UsageError("corrector_every: only the members of an ensemble are corrected; give members too")
 
     def _tensor(self, name: str, values: Array | float, dtype: torch.dtype = torch.float32) -> Tensor:
         """What a user gave, as real numbers on the model's device."""

@@ -32,6 +32,9 @@ from ups.physics.operators import WALL_CELLS, WALL_SLOPE, WALL_VALUE, wall_stenc
 
 Projection = Callable[[Tensor, Tensor], Tensor]
 """(frame, frame before it) -> frame, both (batch, channel, *grid) float64 in physical units."""
+GUARDS = ("conservation", "positivity", "divergence", "boundary")
+"""Their names, as settings and roll-outs give them."""
+
 ONE = 2**32  # a unit in the last place, as rounding counts it
 
 

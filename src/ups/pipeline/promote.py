@@ -248,8 +248,6 @@ def undefined_metrics(equation: Equation) -> dict[str, str]:
         reasons["conservation_gap"] = f"{equation.name} conserves no integral"
     if all(equation.periodic):
         reasons["bc_violation"] = "the domain is periodic: there is no boundary"
-    elif equation.boundary != "neumann":
-        reasons["bc_violation"] = f"the {equation.boundary} values at the boundary are not described"
     return reasons
 
 

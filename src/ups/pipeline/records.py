@@ -15,6 +15,8 @@ from ups.files import write_whole
 from ups.runtime import run_id
 
 AFTER_TRAINING = ("name", "runs_dir", "device", "threads", "benchmark", "evaluation", "gates", "logging")
+"""Settings that may change without another folder. Of `evaluation`, those by which weights are chosen or ensembles
+corrected are in the stages' keys: such a stage is trained again, in the same folder."""
 
 
 def digest(*parts: Any) -> str:
@@ -24,7 +26,7 @@ def digest(*parts: Any) -> str:
 
 
 def training_hash(settings: Settings) -> str:
-    """Hash of the settings that weights depend on: others may change without another run."""
+    """Hash of the settings that a run is told apart by: others may change without another folder."""
     return digest({key: value for key, value in resolved(settings).items() if key not in AFTER_TRAINING})
 
 

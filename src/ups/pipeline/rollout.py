@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -32,6 +33,10 @@ def rollout_file(
     members: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    *,
+    mode: str | None = None,
+    guards: Sequence[str] | None = None,
+    corrector_every: int | None = None,
 ) -> None:
     """Rolls the model of `run` out from the first frames of every trajectory of `source`, and writes `out`.
 
@@ -44,6 +49,9 @@ def rollout_file(
 
     Args:
         progress: told after every batch of trajectories.
+        mode: `latent` or `physical`; None is as the run was evaluated.
+        guards: instead of those that the model was trained with; () is none of them.
+        corrector_every: steps between corrections of an ensemble's members, instead of those trained with.
 
     Raises:
         UsageError: there is no such run or file, `out` exists, or what is asked for is nothing that the model does.
@@ -51,11 +59,12 @@ def rollout_file(
     """
     require_rollout(run, source, out, points)
     where = None if points is None else read_points(points)
-    mode = open_run(run, SilentProgress()).settings.evaluation.rollout_mode
+    evaluated = open_run(run, SilentProgress()).settings.evaluation.rollout_mode
     surrogate, progress = load(run), progress or SilentProgress()
     only = surrogate.tasks[0] if len(surrogate.tasks) == 1 else None
     with open_trajectories(source, only, min_frames=1, predictions=True) as file:
         spec = matching_spec(surrogate, file)
+        mode = mode or (None if spec.steady else evaluated)
         predictions, context = [], file.read(np.arange(file.num_trajectories), 0, spec.context)
         together = max(1, BATCH // (members or 1))
         progress.start("roll out", float(file.num_trajectories), "trajectories")
@@ -72,6 +81,8 @@ def rollout_file(
                     members=members,
                     seed=seed + first,
                     mode=mode,
+                    guards=guards,
+                    corrector_every=corrector_every,
                     extrapolate=True,  # a file's parameters are what they are
                 ).cpu()
             )

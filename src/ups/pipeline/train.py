@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +91,8 @@ def train_prior(workspace: Workspace) -> SteadyPrior:
     prior = workspace.new_prior().to(workspace.device)
     choices, stage = resolved(settings), STAGES[-1]
     parts = ("data", "prior", "seed", "training", "optimizer")
-    key = digest({name: choices[name] for name in parts}, choices["stages"][stage], workspace.data_hash)
+    chosen_by = chosen_on(settings, stage)
+    key = digest({name: choices[name] for name in parts}, choices["stages"][stage], workspace.data_hash, chosen_by)
     folder = workspace.run_dir / "checkpoints" / stage / "model"
     if workspace.records.done(stage, key, folder):
         load_weights(prior, folder)
@@ -160,7 +162,8 @@ def train_stage(
     """
     settings = workspace.settings
     choices = resolved(settings)
-    key = digest(before, stage, choices["stages"][stage], choices["training"], choices["optimizer"], settings.seed)
+    shared = choices["training"], choices["optimizer"], settings.seed, chosen_on(settings, stage)
+    key = digest(before, stage, choices["stages"][stage], *shared)
     if stage in ("diff_residual", "consistency_distill"):
         key = digest(key, choices["diffusion"], choices["evaluation"]["corrector_every"])
     folder = workspace.run_dir / "checkpoints" / stage / "model"
@@ -192,6 +195,12 @@ def train_stage(
         plan = with_ensembles(workspace, plan, simulator, objective)
     run_plan(workspace, plan, folder)
     return key
+
+
+def chosen_on(settings: Settings, stage: StageName) -> dict[str, Any]:
+    """The settings of the roll-outs by which a stage's weights and spread are chosen; a codec is not rolled out."""
+    evaluation = resolved(settings)["evaluation"]
+    return {} if stage == "codec" else {name: evaluation[name] for name in ("small", "rollout_mode")}
 
 
 def with_ensembles(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import h5py
 import torch
@@ -35,6 +37,27 @@ Sets = dict[str, TrajectorySet]
 
 RECIPE = "ups_recipe"  # attribute of a generated file: the hash of the settings it was made by
 THREADS = "threads"  # the record of how many threads a run was found to be fastest with
+
+WITH_TIME_ALONE = (
+    *("guards.", "latent.", "operator.", "diffusion.", "training.lambda_", "training.inverse_loss_"),
+    *("training.rollout_", "training.physics_priors.", "training.query_sampling.", "training.latent_cache_"),
+    *("training.preload", "training.focus", "evaluation.rollout_mode", "evaluation.corrector_every"),
+)
+"""How the names of settings begin that only the stages of problems with time read."""
+
+
+def unread_without_time(settings: Settings) -> list[str]:
+    """The settings that differ from their defaults, and that nothing reads where problems have no time."""
+    usual = resolved(Settings(data=settings.data))
+
+    def changed(chosen: Any, usual: Any, name: str) -> Iterator[str]:
+        if isinstance(usual, dict):
+            for key in usual:
+                yield from changed(chosen[key], usual[key], f"{name}.{key}" if name else key)
+        elif chosen != usual:
+            yield name
+
+    return [name for name in changed(resolved(settings), usual, "") if name.startswith(WITH_TIME_ALONE)]
 
 
 def made_as(path: Path, recipe: str) -> bool:
@@ -168,7 +191,8 @@ class Workspace:
         """Whether the tasks are without time.
 
         Raises:
-            UsageError: some are and some are not, or a stage has settings that does not exist for them.
+            UsageError: some are and some are not, a stage has settings that does not exist for them, or settings are
+                given that nothing reads without time.
         """
         steady = {get_equation(task).steady for task in self.settings.data.task}
         if len(steady) > 1:
@@ -186,6 +210,13 @@ class Workspace:
             raise UsageError(
                 f"evaluation.baselines: linear predicts a step in time, and {', '.join(self.settings.data.task)} has "
                 "none; a steady problem has persistence (the train mean), fno and unet"
+            )
+        unread = unread_without_time(self.settings) if without_time else []
+        if unread:
+            raise UsageError(
+                f"{', '.join(unread)}: {', '.join(self.settings.data.task)} has no time, and nothing would read "
+                f"{'this setting' if len(unread) == 1 else 'these settings'}; leave out what is named (the network's "
+                "own settings are those of prior)"
             )
         return without_time
 
