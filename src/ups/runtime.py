@@ -44,7 +44,10 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
-        raise SettingsError("device is cuda, but PyTorch finds no GPU here; set device=cpu, or device=auto")
+        raise SettingsError(
+            "device is cuda, but PyTorch finds no GPU here; set device=cpu, or device=auto (of a run that is there "
+            "already: --device cpu)"
+        )
     if wanted == "cpu" or not available:
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -11,7 +11,7 @@ import pytest
 from tests.cli.outcome import Ups, cells
 from tests.pipeline.toy_run import decide_run, write_run
 
-from ups.cli.runs import GuardChoice
+from ups.cli.choices import GuardChoice
 from ups.config.physics import GuardSettings
 from ups.physics.guards import GUARDS
 from ups.terminal import LineProgress
@@ -68,9 +68,11 @@ def test_evaluate_takes_files_after_data(cli: Ups, stand_in: Any) -> None:
     assert cli("evaluate", "runs/x", "--split", "valid").code == 0
     both = cli("evaluate", "runs/x", "--split", "valid", "--data", "a.h5")
     assert (both.code, "exclude each other" in both.err) == (2, True)
-    (run, files, split, _), _ = calls[0]
+    assert cli("evaluate", "runs/x", "--device", "cpu").code == 0
+    (run, files, split, _, device), _ = calls[0]
     assert (run, set(files), split) == (Path("runs/x"), {Path("a.h5"), Path("b.h5"), Path("c.h5")}, "test")
     assert calls[1][0][1:3] == ((), "valid")
+    assert (device, calls[2][0][4]) == (None, "cpu")
     refused = cli("evaluate", "runs/x", "a.h5")
     assert refused.code == 2
     assert "--data" in refused.err
@@ -82,7 +84,7 @@ def test_rollout_and_report_print_what_they_wrote(cli: Ups, stand_in: Any) -> No
     assert cli("rollout", "runs/x", "in.h5", "--steps", "3", "--out", "out.h5").out == "out.h5\n"
     assert calls[0][0][:-1] == (Path("runs/x"), Path("in.h5"), 3, Path("out.h5"), None, None, 0)
     assert isinstance(calls[0][0][-1], LineProgress)
-    assert calls[0][1] == {"mode": None, "guards": None, "corrector_every": None}
+    assert calls[0][1] == {"mode": None, "guards": None, "corrector_every": None, "device": None}
     assert cli("rollout", "runs/x", "in.h5", "--steps", "0", "--out", "out.h5").code == 2
     stand_in("ups.evaluation.report", "write_report", Path("runs/x/report.html"))
     assert cli("report", "runs/x").out == "runs/x/report.html\n"
@@ -94,8 +96,10 @@ def test_rollout_takes_guards_corrections_and_mode(cli: Ups, stand_in: Any) -> N
     rollout = ("rollout", "runs/x", "in.h5", "--steps", "3", "--out", "out.h5")
     guards = ("--guard", "conservation", "--guard", "positivity")
     assert cli(*rollout, *guards, "--corrector-every", "2", "--mode", "physical").code == 0
-    assert calls[0][1] == {"mode": "physical", "guards": ("conservation", "positivity"), "corrector_every": 2}
-    assert cli(*rollout, "--no-guards").code == 0
+    asked = {"mode": "physical", "guards": ("conservation", "positivity"), "corrector_every": 2, "device": None}
+    assert calls[0][1] == asked
+    assert cli(*rollout, "--no-guards", "--device", "cuda").code == 0
+    assert calls[1][1]["device"] == "cuda"
     assert calls[1][1]["guards"] == ()
     for wrong in (("--guard", "mass"), ("--corrector-every", "0"), ("--mode", "fourier"), (*guards, "--no-guards")):
         assert cli(*rollout, *wrong).code == 2

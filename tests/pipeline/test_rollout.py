@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -11,7 +12,7 @@ from tests.layouts import write_task
 from tests.pipeline.small_run import train, write_config
 
 from ups.data.inspect import inspect_file
-from ups.errors import DataError, UpsError, UsageError
+from ups.errors import DataError, SettingsError, UpsError, UsageError
 from ups.pipeline.checks import ChecksFailed
 from ups.pipeline.evaluate import evaluate_run
 from ups.pipeline.rollout import rollout_file
@@ -98,3 +99,20 @@ def test_what_does_not_fit_a_finished_run_is_refused(burgers: Path, tmp_path: Pa
     with pytest.raises(UsageError, match="no array of points"):
         rollout_file(folder, tmp_path / "fine.hdf5", 2, tmp_path / "out.h5", tmp_path / "bad.npy")
     assert not (tmp_path / "out.h5").exists()
+
+
+def test_a_run_of_another_machine_is_used_on_the_device_that_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_task(tmp_path / "b.hdf5", "burgers1d", num=12, frames=8, resolution=32, Nu=0.01)
+    folder = train(write_config(tmp_path, "burgers1d", ["b.hdf5"])).run_dir
+    settings = folder / "config.yaml"
+    settings.write_text(settings.read_text().replace("device: auto", "device: cuda"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for use in (
+        partial(rollout_file, folder, tmp_path / "b.hdf5", 2, tmp_path / "out.hdf5", None),
+        partial(evaluate_run, folder, [tmp_path / "b.hdf5"], "test", SilentProgress()),
+    ):
+        with pytest.raises(SettingsError, match="finds no GPU here.*--device cpu"):
+            use()
+        use(device="cpu")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ups.cli.choices import DeviceChoice, GuardChoice, ModeChoice, SplitChoice, StageChoice
 from ups.cli.shared import LARGEST_SEED, Config, Overrides, Run, app, print_lines, settings_of, telling
 from ups.errors import CheckpointError, DataError, SettingsError, UpsError, UsageError
 from ups.files import require_files, require_writable
@@ -31,39 +31,7 @@ STEPS_HELP = (
 )
 
 
-class StageChoice(StrEnum):
-    """Stages that can be trained by name."""
-
-    codec = "codec"
-    operator = "operator"
-    diff_residual = "diff_residual"
-    consistency_distill = "consistency_distill"
-    steady_prior = "steady_prior"
-    all = "all"
-
-
-class SplitChoice(StrEnum):
-    """Splits that can be scored."""
-
-    train = "train"
-    valid = "valid"
-    test = "test"
-
-
-class GuardChoice(StrEnum):
-    """Projections that a step may end with."""
-
-    conservation = "conservation"
-    positivity = "positivity"
-    divergence = "divergence"
-    boundary = "boundary"
-
-
-class ModeChoice(StrEnum):
-    """Where a roll-out is between steps."""
-
-    latent = "latent"
-    physical = "physical"
+Device = Annotated[DeviceChoice | None, typer.Option(help="Where to compute. Default: as the run was.")]
 
 
 def _show(outcome: RunOutcome, more: Iterable[str] = ()) -> None:
@@ -155,6 +123,7 @@ def evaluate(
     split: Annotated[
         SplitChoice | None, typer.Option(help="Split of the run's own data to score; default: test.")
     ] = None,
+    device: Device = None,
 ) -> None:
     """Score a trained run on a split of its data, or on other files."""
     if more and not data:
@@ -170,7 +139,7 @@ def evaluate(
     from ups.pipeline.evaluate import evaluate_run
 
     with telling() as progress:
-        rows = evaluate_run(run, files, (split or SplitChoice.test).value, progress)
+        rows = evaluate_run(run, files, (split or SplitChoice.test).value, progress, device and device.value)
     print_lines(table(rows))
 
 
@@ -259,6 +228,7 @@ def rollout(
         ModeChoice | None,
         typer.Option(help="Stay in latent space between steps, or decode and encode. Default: as evaluated."),
     ] = None,
+    device: Device = None,
 ) -> None:
     """Predict from the first frames of a file, and write it."""
     if guard and no_guards:
@@ -274,6 +244,7 @@ def rollout(
             mode=mode and mode.value,
             guards=() if no_guards else tuple(one.value for one in guard) if guard else None,
             corrector_every=corrector_every,
+            device=device and device.value,
         )  # fmt: skip
     typer.echo(str(out))
 

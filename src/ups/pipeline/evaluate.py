@@ -27,28 +27,36 @@ from ups.pipeline.workspace import Workspace
 from ups.runtime import Progress
 
 
-def open_run(run: Path, progress: Progress) -> Workspace:
+def open_run(run: Path, progress: Progress, device: str | None = None) -> Workspace:
     """The workspace of a run that exists.
+
+    Args:
+        device: to compute on, `auto`, `cpu` or `cuda`; None takes the run's own.
 
     Raises:
         UsageError: the folder is no run.
+        SettingsError: there is no such device here.
     """
-    workspace = Workspace(load_settings(require_run(run)), progress)
+    settings = load_settings(require_run(run))
+    workspace = Workspace(settings if device is None else settings.model_copy(update={"device": device}), progress)
     workspace.run_dir = run
     return workspace
 
 
-def evaluate_run(run: Path, files: Sequence[Path], split: str, progress: Progress) -> list[Row]:
+def evaluate_run(
+    run: Path, files: Sequence[Path], split: str, progress: Progress, device: str | None = None
+) -> list[Row]:
     """Scores the run's model and persistence; writes `split-<split>.json` or `files-<hash>.json` in `evaluation/`.
 
     Args:
         files: trajectories to score instead of the run's own; each of a task of the model.
+        device: to compute on, `auto`, `cpu` or `cuda`; None takes the run's own.
 
     Raises:
         UsageError: there is no such run, or no such file.
         DataError: a file is of no task of the model, or on another grid or time step than it was trained on.
     """
-    workspace = open_run(run, progress)
+    workspace = open_run(run, progress, device)
     require_files(*files)
     simulator = load_model(run / "model", workspace.device)
     sets = load_sets(files, simulator.tasks, workspace.settings.data) if files else own_split(workspace, split)

@@ -37,6 +37,7 @@ def rollout_file(
     mode: str | None = None,
     guards: Sequence[str] | None = None,
     corrector_every: int | None = None,
+    device: str | None = None,
 ) -> None:
     """Rolls the model of `run` out from the first frames of every trajectory of `source`, and writes `out`.
 
@@ -52,6 +53,7 @@ def rollout_file(
         mode: `latent` or `physical`; None is as the run was evaluated.
         guards: instead of those that the model was trained with; () is none of them.
         corrector_every: steps between corrections of an ensemble's members, instead of those trained with.
+        device: to compute on, `auto`, `cpu` or `cuda`; None takes the run's own.
 
     Raises:
         UsageError: there is no such run or file, `out` exists, or what is asked for is nothing that the model does.
@@ -59,8 +61,9 @@ def rollout_file(
     """
     require_rollout(run, source, out, points)
     where = None if points is None else read_points(points)
-    evaluated = open_run(run, SilentProgress()).settings.evaluation.rollout_mode
-    surrogate, progress = load(run), progress or SilentProgress()
+    workspace = open_run(run, SilentProgress(), device)
+    evaluated = workspace.settings.evaluation.rollout_mode
+    surrogate, progress = load(run, workspace.device), progress or SilentProgress()
     only = surrogate.tasks[0] if len(surrogate.tasks) == 1 else None
     with open_trajectories(source, only, min_frames=1, predictions=True) as file:
         spec = matching_spec(surrogate, file)
