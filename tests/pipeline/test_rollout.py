@@ -113,6 +113,6 @@ def test_a_run_of_another_machine_is_used_on_the_device_that_there_is(
         partial(rollout_file, folder, tmp_path / "b.hdf5", 2, tmp_path / "out.hdf5", None),
         partial(evaluate_run, folder, [tmp_path / "b.hdf5"], "test", SilentProgress()),
     ):
-        with pytest.raises(SettingsError, match="finds no GPU here.*--device cpu"):
+        with pytest.raises(SettingsError, match=r"finds no GPU here.*--device cpu"):
             use()
         use(device="cpu")
