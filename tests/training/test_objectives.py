@@ -17,9 +17,11 @@ from tests.training.small_objectives import (
     make_simulator,
 )
 
+from ups.config.schema import Settings
 from ups.models.baselines import NetworkEmulator
 from ups.training.losses import InverseCurriculum
 from ups.training.objectives import CodecObjective, EmulatorObjective, OperatorObjective, OperatorTerms, sample_queries
+from ups.training.stages import build_objective
 
 TRAINED = [
     ({"forward": 1.0}, {"operator", "encoder", "decoder"}),
@@ -210,3 +212,23 @@ def test_a_field_that_is_almost_zero_does_not_outweigh_all_others() -> None:
             size[0] = 0.1 * 32**0.5
             torch.testing.assert_close(found, (error / size).mean(), rtol=1e-4, atol=0)
     assert metrics["forward"] < 1e4
+
+
+@pytest.mark.parametrize("term", ["latent_norm", "latent_diversity"])
+def test_a_term_of_the_latents_trains_the_encoder_of_the_codec_alone(term: str) -> None:
+    plain, priors = (
+        CodecObjective(make_simulator(), AUGMENTS),
+        CodecObjective(make_simulator(), AUGMENTS, **{term: 1.0}),
+    )
+    before, after = gradients(plain, make_batch()), gradients(priors, make_batch())
+    assert after["encoder"] != pytest.approx(before["encoder"], rel=1e-3)
+    assert after["decoder"] == pytest.approx(before["decoder"], rel=1e-5)
+    assert float(priors(make_batch(), torch.Generator())[1][term]) > 0
+
+
+def test_the_codecs_stage_has_the_terms_of_latents_that_the_settings_ask_for() -> None:
+    priors = {"enabled": True, "lambda_latent_norm": 0.5, "lambda_latent_diversity": 0.25}
+    settings = Settings.model_validate({"task": "burgers1d", "training": {"physics_priors": priors}})
+    objective = build_objective("codec", settings, make_simulator(), AUGMENTS)
+    assert isinstance(objective, CodecObjective)
+    assert (objective.latent_norm, objective.latent_diversity) == (0.5, 0.25)

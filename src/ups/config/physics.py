@@ -30,9 +30,9 @@ class PhysicsPriorSettings(Group):
     bc_value: float | None = None
     """Value at the walls, in the fields' unit; for `dirichlet` alone."""
     lambda_latent_norm: NonNegativeFloat = 0.0
-    """Weight of the squared distance of the tokens' root mean squares from 1."""
+    """Weight of the squared distance of the tokens' root mean squares from 1; of the codec's stage, too."""
     lambda_latent_diversity: NonNegativeFloat = 0.0
-    """Weight of the mean |cosine| between the tokens of a frame."""
+    """Weight of the mean |cosine| between the tokens of a frame; of the codec's stage, too."""
     frequency: PositiveInt = 1
     """The priors are computed for every so many batches, as the inverse terms are by `inverse_loss_frequency`."""
 

@@ -20,7 +20,7 @@ from ups.models.layers import full_precision
 from ups.models.simulator import Simulator
 from ups.models.step import StepEmulator
 from ups.training.losses import InverseCurriculum, least_norm, mean_square, normalized_mse, relative_l2, spectral_loss
-from ups.training.physics import PhysicsPriors, Prediction
+from ups.training.physics import PhysicsPriors, Prediction, latent_diversity_loss, latent_norm_loss
 
 Scalar = Float[Tensor, ""]
 Metrics = dict[str, Tensor]
@@ -56,11 +56,24 @@ def at_queries(u: Float[Tensor, "batch channel *grid"], index: Tensor | None) ->
 
 
 class CodecObjective:
-    """Relative L2 of D(E(u))(x_q) against u(x_q) over every frame of the window."""
+    """Relative L2 of D(E(u))(x_q) against u(x_q) over every frame of the window, and the terms of latents alone.
 
-    def __init__(self, simulator: Simulator, augments: Augments, num_queries: int | None = None) -> None:
+    Args:
+        latent_norm, latent_diversity: weights of those terms, of E(u).
+    """
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        augments: Augments,
+        num_queries: int | None = None,
+        *,
+        latent_norm: float = 0.0,
+        latent_diversity: float = 0.0,
+    ) -> None:
         self.module = simulator.codecs
         self.simulator, self.augments, self.num_queries = simulator, augments, num_queries
+        self.latent_norm, self.latent_diversity = latent_norm, latent_diversity
 
     def plan(self, epoch: int, fraction: float) -> int:
         return 1
@@ -71,9 +84,13 @@ class CodecObjective:
         codec = self.simulator.codecs[batch.task]
         index = sample_queries(u.shape[2:], self.num_queries, rng)
         with full_precision(u):
-            truth = at_queries(u, index)
-            loss = relative_l2(at_queries(codec.decode(codec.encode(u)), index), truth, least_norm(truth))
-        return loss, {"reconstruction": loss.detach()}
+            truth, z = at_queries(u, index), codec.encode(u)
+            losses = {"reconstruction": relative_l2(at_queries(codec.decode(z), index), truth, least_norm(truth))}
+            if self.latent_norm:
+                losses["latent_norm"] = self.latent_norm * latent_norm_loss(z[:, None])
+            if self.latent_diversity:
+                losses["latent_diversity"] = self.latent_diversity * latent_diversity_loss(z[:, None])
+        return torch.stack(list(losses.values())).sum(), {name: value.detach() for name, value in losses.items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -62,7 +62,14 @@ def build_objective(
     simulator.requires_grad_(stage == "operator")
     simulator.codecs.requires_grad_(trains_codec)
     if stage == "codec":
-        return CodecObjective(simulator, augments, queries)
+        asked = training.physics_priors
+        return CodecObjective(
+            simulator,
+            augments,
+            queries,
+            latent_norm=asked.lambda_latent_norm,
+            latent_diversity=asked.lambda_latent_diversity,
+        )
     if not trains_codec and all(codec.lossless for codec in simulator.codecs.values()):
         for name, weight in (("lambda_inv_enc", training.lambda_inv_enc), ("lambda_inv_dec", training.lambda_inv_dec)):
             if weight > 0:
