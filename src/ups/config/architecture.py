@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from ups.config.kinds import BelowOne, Group, as_tuple
+from ups.config.kinds import BelowOne, Group, Share, as_tuple
 
 
 class CodecSettings(Group):
@@ -91,6 +91,10 @@ class OperatorSettings(Group):
     `flux` where an integral is not kept, and `flux_open` without open walls, are refused."""
     moving_frame: bool = True
     """Take the mean velocity out of every step where the equation is Galilean-invariant."""
+    cutoff: Literal["auto"] | Share = "auto"
+    """Share of the wave numbers of periodic axes that a step leaves: the shortest waves, of which the data have next to
+    nothing, may grow over a roll-out. `auto` takes, once the operator is trained, what its validation roll-outs are
+    best with of all, two thirds and half of them."""
     derived_fields: bool = True
     """Show the network also what follows from its fields by what they are, as the velocity does from the vorticity."""
     pdet: PdetSettings = PdetSettings()

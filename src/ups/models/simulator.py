@@ -21,6 +21,7 @@ from ups.models.corrector import Corrector
 from ups.models.diffusion import DiffusionArchitecture
 from ups.models.emulator import TaskSpec
 from ups.models.layers import ModuleMap, full_precision
+from ups.models.lowpass import low_pass
 from ups.models.noise import NoiseSeries
 from ups.models.operator import LatentOperator
 from ups.models.step import StepEmulator
@@ -42,6 +43,7 @@ class Architecture:
     base: str = "auto"
     form: str | None = None
     moving_frame: bool = True
+    cutoff: float = 1.0
     architecture: str = "pdet_stack"
     hidden_dim: int = 64
     depths: tuple[int, ...] = (3,)
@@ -62,6 +64,7 @@ class Simulator(StepEmulator):
     Args:
         tasks: what is known of each task.
         architecture: sizes; `patch` must divide every lattice, and so must `coarsen` and the trunk's own halving.
+            `cutoff` is the share of the wave numbers of periodic axes that a step leaves.
             `guards` are the names of the projections that every step ends with (see `ups.physics.guards`); in an
             ensemble, every `corrector_every`-th step is corrected.
     """
@@ -218,6 +221,7 @@ class Simulator(StepEmulator):
         with full_precision(z):
             u_hat = codec.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
         u_next = self.advance_normalized(u_hat, task=task, dt=dt, params=params)
+        u_next = low_pass(u_next, self.tasks[task].periodic, self.architecture.cutoff)
         if correct is not None:
             u_next = correct(u_hat, u_next)
         with full_precision(z):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -153,6 +153,7 @@ def adopt(simulator: Simulator, folder: Path) -> None:
     if not isinstance(found, Simulator):
         raise CheckpointError(f"{folder} holds the model '{found.name}', not a simulator; train it again")
     simulator.corrector = found.corrector
+    simulator.architecture = replace(simulator.architecture, cutoff=found.architecture.cutoff)
     try:
         simulator.load_state_dict(found.state_dict())
     except RuntimeError as error:

@@ -42,6 +42,8 @@ from ups.training.schedule import Budget
 from ups.training.stages import build_augments, build_objective
 
 CODEC_IS_EXACT = 1e-5  # validation nrmse of a codec below which there is nothing to train
+CUTOFFS = (1.0, 2 / 3, 1 / 2)  # shares of the wave numbers that are tried, all of them first
+WORTH = 0.98  # of the validation error: to leave out waves must bring more than chance does
 SCALE_BATCHES = 64  # batches of each task that the size of the operator's error is taken of, at most
 
 
@@ -191,6 +193,8 @@ def train_stage(
         focus=find_focus(workspace, simulator) if stage == "operator" else None,
         latents=cached_latents(workspace, simulator) if stage == "operator" else None,
     )
+    if stage == "operator" and settings.operator.cutoff == "auto":
+        plan = replace(plan, finish=lambda _: choose_cutoff(workspace, simulator))
     if isinstance(objective, DiffusionObjective | DistillObjective):
         plan = with_ensembles(workspace, plan, simulator, objective)
     run_plan(workspace, plan, folder)
@@ -229,6 +233,24 @@ def with_ensembles(
         calibrate(workspace, plan.name, simulator, objective.steps, effort.calibration(outcome.steps))
 
     return replace(plan, validate=score, beside=score.beside, begin=begin, finish=finish)
+
+
+def choose_cutoff(workspace: Workspace, simulator: Simulator) -> None:
+    """Sets how much of the shortest waves a step leaves out, to what validation roll-outs are best with."""
+    if not any(any(spec.periodic) for spec in simulator.tasks.values()):
+        return
+    simulator.eval()
+    validate, scores = validation_of(workspace, "operator", simulator), dict[float, float]()
+    for cutoff in CUTOFFS:
+        simulator.architecture = replace(simulator.architecture, cutoff=cutoff)
+        scores[cutoff] = validate()
+    best = min(scores, key=lambda cutoff: scores[cutoff])
+    chosen = best if scores[best] < WORTH * scores[1.0] else 1.0
+    simulator.architecture = replace(simulator.architecture, cutoff=chosen)
+    found = ", ".join(f"{score:.3g} with {cutoff:.2g}" for cutoff, score in scores.items())
+    workspace.progress.say(
+        f"operator: a step leaves {chosen:.2g} of the wave numbers (validation nrmse {found} of them)"
+    )
 
 
 def codec_error(workspace: Workspace, simulator: Simulator) -> float:

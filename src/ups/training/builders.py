@@ -165,6 +165,7 @@ def build_simulator(settings: Settings, specs: Mapping[str, TaskSpec]) -> Simula
             base=settings.operator.base,
             form=None if settings.operator.form == "auto" else settings.operator.form,
             moving_frame=settings.operator.moving_frame,
+            cutoff=1.0 if settings.operator.cutoff == "auto" else settings.operator.cutoff,
             architecture=settings.operator.architecture_type,
             hidden_dim=pdet.hidden_dim,
             depths=depths,
