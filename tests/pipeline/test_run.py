@@ -67,7 +67,7 @@ def test_the_timings_of_a_run_tell_computing_from_what_comes_with_it(burgers: Pa
     took = time.perf_counter() - began
     compute = {name for name, part in timings.parts.items() if part.compute}
     assert compute == {
-        *("closed form", "codec: validate", "operator: train", "operator: validate"),
+        *("closed form", "codec: validate", "operator: train", "operator: validate", "operator: calibrate"),
         *("evaluate: small", "evaluate: full"),
     }
     rest = {"check: folder", "check: data", "open data", "check: dry run", "operator: rest", "operator: checkpoints"}
