@@ -158,14 +158,15 @@ def by_scoring(line: Line) -> float:
 
 
 def table(arguments: argparse.Namespace) -> None:
-    """Draws the table of every (task, seconds, settings, members)."""
+    """Draws the table of every (task, seconds, settings, members) by one commit."""
     groups: dict[tuple[str, ...], dict[int, Line]] = {}
     for line in read_lines(arguments.out):
         task, seconds, settings, members, seed = key_of(line)
-        key = (task, "/".join(f"{s:g}" for s in seconds), " ".join(settings) or "defaults", str(members))
+        settled = (task, "/".join(f"{s:g}" for s in seconds), " ".join(settings) or "defaults", str(members))
+        key = (*settled, line["commit"] or "unknown")
         groups.setdefault(key, {})[seed] = line
     rows = [
-        {**dict(zip(("task", "seconds", "settings", "members"), key, strict=True)), **row_of(list(seeds.values()))}
+        {**dict(zip(("task", "seconds", "settings", "members"), key[:4], strict=True)), **row_of(list(seeds.values()))}
         for key, seeds in groups.items()
     ]
     text = [
