@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tests.models.small_corrector import SMALL, TASK, make_context, make_simulator, roll
+from torch import Tensor
 
 from ups.errors import CheckpointError, UpsError
 from ups.models.diffusion import SAMPLERS, Condition, PointMlp, angle, even_times, on_circle
@@ -30,6 +32,29 @@ def test_a_sampler_has_its_order(name: str, order: int) -> None:
         assert len(states) == steps + 1
         errors.append(abs(float(states[-1]) - math.e))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.35)
+
+
+@pytest.mark.parametrize(("sampler", "steps", "left"), [
+    ("heun", 16, ("euler", 5)), ("heun", 3, ("euler", 5)), ("heun", 2, ("heun", 2)), ("euler", 16, ("euler", 5)),
+])  # fmt: skip
+def test_a_quick_sample_calls_the_network_so_often_at_most(sampler: str, steps: int, left: tuple[str, int]) -> None:
+    simulator = make_simulator(architecture=replace(SMALL, sampler=sampler, sampler_steps=steps))
+    corrector = simulator.corrector
+    assert corrector is not None
+    calls, turn = 0, corrector.denoiser.turn
+
+    def counted(*given: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return turn(*given)
+
+    condition = Condition(TASK, torch.randn(2, 2, 32), torch.zeros(2, 2), torch.zeros(2, 1, 32), torch.ones(2, 1, 32))
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad(), corrector.sampling(5):
+        patch.setattr(corrector.denoiser, "turn", counted)
+        corrector.draw(condition, NoiseSeries(torch.Generator().manual_seed(0)))
+        assert (corrector.architecture.sampler, corrector.architecture.sampler_steps) == left
+    assert 0 < calls <= 5
+    assert (corrector.architecture.sampler, corrector.architecture.sampler_steps) == (sampler, steps)
 
 
 # --- denoiser --------------------------------------------------------------------------------------------------------

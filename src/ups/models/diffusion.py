@@ -96,6 +96,8 @@ def euler(turn: Turn, w: Tensor, times: Sequence[float]) -> list[Tensor]:
 
 
 SAMPLERS: dict[str, Callable[[Turn, Tensor, Sequence[float]], list[Tensor]]] = {"heun": heun, "euler": euler}
+EVALUATIONS = {"heun": 2, "euler": 1}
+"""How often a sampler's step calls the network."""
 
 
 def even_times(steps: int) -> list[float]:

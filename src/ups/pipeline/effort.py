@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 
+from ups.models.diffusion import EVALUATIONS
 from ups.models.noise import MEMORY
 from ups.pipeline.plan import make_loader
 from ups.pipeline.workspace import Workspace
@@ -24,7 +25,7 @@ from ups.training.schedule import Budget
 from ups.training.state import AUTO_VALIDATIONS, CLOCKS
 
 CHOICE_SHARE = 1 / 12  # of a training's work that its validations may take
-CALIBRATION_SHARE = 1 / 4  # and the calibration after it, which needs whole roll-outs: errors add up over them
+CALIBRATION_SHARE = 5 / 12  # and the calibration after it, which needs whole roll-outs: errors add up over them
 VALIDATIONS = (3, 6)  # fewest and most by ensembles, of any budget, where `training.validate_every` is `auto`
 DISTANCES = (3, AUTO_VALIDATIONS)  # and by the student's distance
 TRIALS = 3  # ensembles that a calibration draws
@@ -32,14 +33,11 @@ CALL = 6  # rows that calling a network costs besides its own: fields of 256 cel
 BACKWARD = 2  # passes of a network that its gradient costs
 LEAST_FRAMES = 8  # of a roll-out, where there are as many
 CHOICE = ((3, 8), (2, 8), (2, 4))  # members and trajectories of the ensembles that weights are chosen by, best first
-CALIBRATION = ((4, 16), (3, 8), (2, 8), (2, 4))  # and of those that the spread is chosen by
+CALIBRATION = ((4, 16), (3, 16), (2, 16), (2, 8), (2, 4))  # and of those that the spread is chosen by
 MEMORY_WINDOWS = 16  # of each task that show how long errors of the operator last
-SAMPLER_STEPS = 3  # of validation ensembles, at most
+SAMPLER_CALLS = 5  # of the network for a sample of validation ensembles, at most
 DISTANCE_BATCHES = 2  # of each task that a student's distance to its teacher is measured on
 QUICK = 0.01  # of a budget in seconds: a step within it is timed twice, as the first one warms up
-
-EVALUATIONS = {"heun": 2, "euler": 1}
-"""How often a sampler's step calls the network."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +108,8 @@ class Effort:
 
         Before, both networks are called on the steps that show how long errors last.
         """
-        evaluations = min(SAMPLER_STEPS, self.sampler_steps) * EVALUATIONS[self.sampler]
-        passes = 1 + (1 + evaluations) / self.corrector_every
+        calls = min(SAMPLER_CALLS, self.sampler_steps * EVALUATIONS[self.sampler])
+        passes = 1 + (1 + calls) / self.corrector_every
         drawn = sum(
             min(size.frames, longest) * (size.members * min(size.samples, num) + CALL) for num, longest in self.rollouts
         )

@@ -15,7 +15,7 @@ from ups.evaluation.metrics import relative_absolute_error
 from ups.evaluation.validate import validation_crps, validation_error
 from ups.models.noise import MEMORY
 from ups.models.simulator import Simulator
-from ups.pipeline.effort import DISTANCE_BATCHES, MEMORY_WINDOWS, SAMPLER_STEPS, EnsembleSize
+from ups.pipeline.effort import DISTANCE_BATCHES, MEMORY_WINDOWS, SAMPLER_CALLS, EnsembleSize
 from ups.pipeline.workspace import Workspace
 from ups.training.diffusion import DiffusionObjective, DistillObjective, ResidualSteps, fit_memory
 from ups.training.monitor import DivergedError
@@ -53,7 +53,7 @@ def ensemble_error(workspace: Workspace, simulator: Simulator, size: EnsembleSiz
 def ensemble_errors(workspace: Workspace, simulator: Simulator, size: EnsembleSize) -> list[list[float]]:
     """The same of each of some validation trajectories, task by task."""
     assert simulator.corrector is not None
-    with simulator.corrector.sampling(SAMPLER_STEPS):
+    with simulator.corrector.sampling(SAMPLER_CALLS):
         return validation_crps(
             simulator,
             workspace.splits["valid"],
