@@ -120,7 +120,7 @@ def test_sources_are_of_the_size_they_are_said_to_have_and_functions_of_the_coor
 def test_a_source_that_is_not_finite_and_more_frames_are_refused() -> None:
     f = sources()
     f[1, 0, 2, 3] = math.nan
-    with pytest.raises(UpsError, match="is the source finite"):
+    with pytest.raises(UpsError, match="the source of sample 1 is not finite"):
         solved(f)
     with pytest.raises(UpsError, match="2 frames, not 3"):
         solve(RELAXATION, sources(), torch.full((3, 1), 0.01).double(), np.arange(3.0))

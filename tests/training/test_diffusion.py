@@ -218,7 +218,7 @@ def test_samples_have_the_shape_of_a_distribution_with_two_humps() -> None:
     optimizer = torch.optim.Adam(objective.module.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)
     batch = make_batch(32)
-    for _ in range(400):
+    for _ in range(250):
         context, prediction, _, _ = objective.steps.predict(batch)
         signs = torch.randint(2, prediction.shape, generator=generator) * 2.0 - 1
         truth = simulator.normalizers[TASK].inverse(prediction + signs * corrector.scales[TASK].residual)

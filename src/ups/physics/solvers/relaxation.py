@@ -44,11 +44,13 @@ class RelaxationSolver:
         A sample that is solved is left as it is while others are not, so that its values do not depend on theirs.
 
         Raises:
-            UpsError: another number of times, or Newton's method does not end.
+            UpsError: another number of times, a source that is not finite, or Newton's method does not end.
         """
         if len(times) != 2:
             raise UpsError(f"relaxation2d has no time: its trajectories have 2 frames, not {len(times)}")
         source = u0[:, 0].double()
+        if not bool((finite := source.isfinite().flatten(1).all(dim=1)).all()):
+            raise UpsError(f"relaxation2d: the source of sample {int((~finite).nonzero()[0])} is not finite")
         shape, (x, y) = (source.shape[1], source.shape[2]), lengths
         cosine, waves = Cosine(shape, (x, y), u0.device), squared_wavenumbers(shape, (x, y), u0.device)
         diffusion = params[:, 0, None, None].double()
@@ -66,7 +68,7 @@ class RelaxationSolver:
                 report(1.0)
                 return torch.stack([u0.double(), u[:, None]], dim=1)
             u = torch.where(solved, u, u + newton_step(residual, 1 + 3 * u.square(), diffusion * waves, cosine))
-        raise UpsError(f"relaxation2d: the residual is still {left.max():.2g} of the source; is the source finite?")
+        raise UpsError(f"relaxation2d: the residual is still {left.max():.2g} of the source")
 
     def refinement(self, resolution: int, params: tuple[float, ...]) -> int:
         """None: random sources are resolved by any grid that is trained on."""
