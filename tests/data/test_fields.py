@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ups.data.fields import Batch, Grid, uniform_spacing
+from ups.data.fields import Batch, Grid, thin, uniform_spacing
 from ups.errors import DataError
 
 
@@ -46,7 +46,20 @@ def test_grids_are_equal_by_content() -> None:
 
 def test_thinning_keeps_the_period() -> None:
     grid = Grid((centres(0, 1, 32),), (True,))
-    assert grid.subsample([4]).lengths == pytest.approx(grid.lengths)
+    for centred in (False, True):
+        assert grid.subsample([4], [centred]).lengths == pytest.approx(grid.lengths)
+    assert grid.subsample([4], [False]).axes[0][0] == grid.axes[0][0]
+
+
+@pytest.mark.parametrize("every", [2, 3, 4])
+def test_thinned_about_the_middle_cells_are_those_of_a_coarser_grid(every: int) -> None:
+    fine, coarse = (Grid((centres(0, 1, size), centres(0, 3, 24)), (False, True)) for size in (12 * every, 12))
+    assert fine.subsample([every, 1], [True, False]).matches(coarse)
+    x, y = np.meshgrid(*fine.axes, indexing="ij")
+    found = thin(np.stack([2 * x - 1, x + y]), [every, 1], [True, False])
+    x, y = np.meshgrid(*coarse.axes, indexing="ij")
+    np.testing.assert_allclose(found, np.stack([2 * x - 1, x + y]), atol=1e-12)
+    np.testing.assert_allclose(found[0, ::-1], -found[0], atol=1e-12)  # as a reflection has to leave it
 
 
 @pytest.mark.parametrize(

@@ -120,13 +120,15 @@ def test_the_solver_is_told_of(tmp_path: Path) -> None:
         resolution=24, nrmse=0.0123, seconds_per_trajectory=0.5, found=True, tried=(), samples=4, target=0.02
     )
     found = evaluate({"ups": Steps(sets, shifted)}, sets, protocol=Protocol())
-    found.with_solver_costs({"advection1d": cost}).save(tmp_path / "evaluation", "full")
+    found.with_solver_costs({"advection1d": cost}, {"advection1d": 0.25}).save(tmp_path / "evaluation", "full")
     (tmp_path / "config.yaml").write_text("")
     html = write_report(tmp_path).read_text()
     assert "Its error is" not in html
     assert "judged on 4 trajectories only" in html
     assert "at 24 points per axis, at least as accurate, has an nRMSE of 0.0123 and takes 500 ms" in html
-    assert "over all 4 trajectories, on which ups has 0.0200." in html
+    assert (
+        "over all 4 trajectories, on which ups has 0.0200 and takes 250 ms per trajectory, as one batch, too." in html
+    )
     full = tmp_path / "evaluation" / "full.json"
     content = json.loads(full.read_text())
     content["details"]["advection1d"]["solver"]["samples"] = 3

@@ -48,6 +48,20 @@ def uniform_spacing(coordinates: Float64[np.ndarray, " point"], name: str = "the
     return float(mean)
 
 
+def thin(values: np.ndarray, every: Sequence[int], centred: Sequence[bool]) -> np.ndarray:
+    """One of every k values along each of the last axes, which k divides.
+
+    It is the first of the k, or, where centred, what stands in the middle of them: of an even k the mean of two
+    neighbours. So the middle of the axis stays where it is, and the ends stay as far from walls as cell centres do.
+    """
+    for axis, (k, middle) in enumerate(zip(every, centred, strict=True), start=values.ndim - len(every)):
+        after = (slice(None),) * (values.ndim - 1 - axis)
+        places = {(k - 1) // 2, k // 2} if middle else {0}
+        first, *second = (values[(..., slice(place, None, k), *after)] for place in sorted(places))
+        values = (first + second[0]) / 2 if second else first
+    return values
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """A regular grid of cell centres, one increasing and uniform coordinate array per axis.
@@ -101,9 +115,10 @@ class Grid:
         """Coordinates of every cell centre, the last axis varying fastest."""
         return np.stack(np.meshgrid(*self.axes, indexing="ij"), axis=-1).reshape(-1, self.dim)
 
-    def subsample(self, every: Sequence[int]) -> Grid:
-        """The grid of every k-th cell of each axis, from the first on."""
-        return Grid(tuple(axis[::k] for axis, k in zip(self.axes, every, strict=True)), self.periodic)
+    def subsample(self, every: Sequence[int], centred: Sequence[bool]) -> Grid:
+        """The grid of what `thin` leaves of fields."""
+        axes = (thin(axis, [k], [middle]) for axis, k, middle in zip(self.axes, every, centred, strict=True))
+        return Grid(tuple(axes), self.periodic)
 
     def matches(self, other: Grid) -> bool:
         """Whether the other grid is this one up to the rounding of float32 coordinates."""

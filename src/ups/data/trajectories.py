@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from ups.data.fields import Grid
+from ups.data.fields import Grid, thin
 from ups.data.pdebench import TrajectoryFile
 from ups.data.problems import BadDataError, DataProblem
 from ups.physics.equations import Equation
@@ -25,6 +25,17 @@ Cut = Callable[[slice], Tensor]
 """Windows (window, time, channel, *grid) by their places among those that were cut."""
 
 
+def centred_axes(equation: Equation) -> tuple[bool, ...]:
+    """For each axis, whether its middle must stay where it is: there are walls, or a forcing that depends on the place.
+
+    Walls of fixed values are an exception: where they are is measured (`ups.data.walls`).
+    """
+    if equation.boundary == "dirichlet":
+        return (False,) * equation.dim
+    moved = equation.axes_with("translation")
+    return tuple(not (periodic and axis in moved) for axis, periodic in enumerate(equation.periodic))
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """Some trajectories of one file, and how they are thinned out.
@@ -33,7 +44,7 @@ class Source:
         file: where they stand.
         indices: which of its trajectories.
         time_stride: every how many frames one is kept.
-        space_strides: for each axis, every how many cells one is kept.
+        space_strides: for each axis, of how many cells one is kept; see `ups.data.fields.thin`.
     """
 
     file: TrajectoryFile
@@ -59,10 +70,8 @@ class Source:
         return int(self.lengths.sum()) * int(np.prod(self.frame_shape)) * 4
 
     def thin(self, frames: np.ndarray) -> np.ndarray:
-        """Every k-th cell of (..., channel, *grid)."""
-        every: tuple[Any, ...] = (..., *(slice(None, None, stride) for stride in self.space_strides))
-        thinned: np.ndarray = frames[every]
-        return thinned
+        """What is kept of (..., channel, *grid)."""
+        return thin(frames, self.space_strides, centred_axes(self.file.equation))
 
     def blocks(self) -> Iterator[tuple[np.ndarray, Float32[np.ndarray, "trajectory time channel *grid"]]]:
         """All trajectories in order, whole and as they stand in the file: neighbours of equal length come together."""
@@ -279,7 +288,7 @@ def build_set(sources: Sequence[Source], *, in_memory: bool) -> TrajectorySet:
     return TrajectorySet(
         task=first.file.task,
         equation=first.file.equation,
-        grid=first.file.grid.subsample(first.space_strides),
+        grid=first.file.grid.subsample(first.space_strides, centred_axes(first.file.equation)),
         dt=time_step(first.file) * first.time_stride,
         params=torch.from_numpy(params).float(),
         lengths=lengths,

@@ -50,13 +50,15 @@ class Evaluation:
         return self.tasks[task].emulators[emulator or self.subject].scores
 
     def with_solver_costs(
-        self, costs: Mapping[str, SolverCost], reasons: Mapping[str, str] | None = None
+        self, costs: Mapping[str, SolverCost], seconds: Mapping[str, float], reasons: Mapping[str, str] | None = None
     ) -> Evaluation:
         """The evaluation with `solver_speedup` filled in: the solver's seconds per trajectory over the emulator's.
 
         Args:
             costs: by task, of the coarsest reference solution at least as accurate as the emulator, over the same
                 frames.
+            seconds: by task, of the emulator per trajectory, of a batch of the solver's trajectories: together, more
+                would each take less.
             reasons: by task, why the reference solver could not be timed.
         """
         tasks = dict(self.tasks)
@@ -64,7 +66,7 @@ class Evaluation:
             tasks[name] = self._with_speedup(tasks[name], Score(None, reason))
         for name, cost in costs.items():
             task = tasks[name]
-            speedup = _speedup(task.emulators[self.subject], cost, task.facts["steps"])
+            speedup = _speedup(cost, seconds[name])
             solver = {
                 "resolution": cost.resolution,
                 "nrmse": cost.nrmse,
@@ -72,6 +74,7 @@ class Evaluation:
                 "found": cost.found,
                 "samples": cost.samples,
                 "target": cost.target,
+                "model_seconds": seconds[name],
             }
             tasks[name] = replace(self._with_speedup(task, speedup), facts={**task.facts, "solver": solver})
         return replace(self, tasks=tasks)
@@ -113,13 +116,10 @@ class Evaluation:
         write_whole(folder / f"{scope}.json", json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
 
 
-def _speedup(ours: TaskScores, cost: SolverCost, steps: int) -> Score:
+def _speedup(cost: SolverCost, seconds: float) -> Score:
     if not cost.found:
         return Score(None, "the reference solver did not reach this nrmse at any resolution tried")
-    seconds = ours.scores["wall_clock"].value
-    if seconds is None or seconds <= 0:
-        return Score(None, "the emulator's own time is not known")
-    return Score(cost.seconds_per_trajectory / (seconds * steps))
+    return Score(cost.seconds_per_trajectory / seconds)
 
 
 def _leaves(tree: Any, read: Any, keep_none: bool = True) -> Any:

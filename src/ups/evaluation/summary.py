@@ -181,8 +181,13 @@ class Scores:
             return told
         num = solver["samples"]
         where = f"{num} of the {self.num_samples(task)}" if num < self.num_samples(task) else f"all {num}"
-        return told + Markup(" That is over {} trajectories, on which {} has {}.").format(
+        told += Markup(" That is over {} trajectories, on which {} has {}").format(
             where, self.subject, number(solver["target"])
+        )
+        if "model_seconds" not in solver:  # written by an older version
+            return told + "."
+        return told + Markup(" and takes {} per trajectory, as one batch, too.").format(
+            with_unit(solver["model_seconds"], "s")
         )
 
     def best_baseline(self, task: str) -> tuple[str, float] | None:

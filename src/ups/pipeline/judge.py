@@ -15,6 +15,7 @@ from ups.data.trajectories import TrajectorySet
 from ups.errors import UpsError
 from ups.evaluation.evaluate import Evaluation, Protocol, evaluate
 from ups.evaluation.gates import Judgement, judge_small
+from ups.evaluation.rollout import rollout_trajectories
 from ups.models.emulator import Emulator
 from ups.physics.solvers.cost import SolverCost, coarsest_solver
 from ups.pipeline.promote import current_hashes
@@ -104,40 +105,83 @@ def evaluate_models(
     found.save(workspace.run_dir / "evaluation", scope)
     if scope == "full" and settings.solver_reference:
         with part("evaluate: reference solver", compute=True):
-            found = time_solvers(found, sets, workspace)
+            found = time_solvers(found, emulators[found.subject], sets, workspace)
         found.save(workspace.run_dir / "evaluation", scope)
     return found
 
 
-def time_solvers(found: Evaluation, sets: Mapping[str, TrajectorySet], workspace: Workspace) -> Evaluation:
+def time_solvers(
+    found: Evaluation, emulator: Emulator, sets: Mapping[str, TrajectorySet], workspace: Workspace
+) -> Evaluation:
     """The evaluation with the reference solver at the coarsest resolution that is as accurate as the simulator.
 
-    Where there is none, because of the equation, the data or the simulator's own error, the score says why.
+    Both are timed on the same trajectories, as one batch. Where there is no solver, because of the equation, the data
+    or the simulator's own error, the score says why.
     """
-    costs, reasons = {}, {}
+    costs, seconds, reasons = {}, {}, {}
     for task, trajectories in sets.items():
         try:
-            costs[task] = solver_cost(found, task, trajectories, workspace)
+            errors = solver_trajectories(found, task, trajectories, workspace)
+            costs[task] = solver_cost(found, task, trajectories, errors, workspace)
+            seconds[task] = model_seconds(found, emulator, trajectories, list(errors), workspace)
         except UpsError as error:  # of the solver alone: the simulator's scores stand
             reasons[task] = str(error)
             workspace.progress.say(f"{task}: no reference solver: {error}")
-    return found.with_solver_costs(costs, reasons)
+    return found.with_solver_costs(costs, seconds, reasons)
 
 
-def solver_cost(found: Evaluation, task: str, trajectories: TrajectorySet, workspace: Workspace) -> SolverCost:
-    """What the reference solver costs at the simulator's own error, over the same frames of the same trajectories.
+def solver_trajectories(
+    found: Evaluation, task: str, trajectories: TrajectorySet, workspace: Workspace
+) -> dict[int, float]:
+    """The trajectories that the solver is timed on, by number, and the simulator's error on each.
 
     Raises:
-        UpsError: there is no solver for this equation or this domain, or the simulator has no error to reach.
+        UpsError: the simulator has no error to reach.
+    """
+    ours = found.tasks[task].emulators[found.subject]
+    frames = workspace.settings.data.context + len(ours.curve.mean)
+    scored = {index: error for index, error in ours.per_sample.items() if error is not None}
+    whole = [index for index in scored if int(trajectories.lengths[index]) >= frames][:SOLVER_SAMPLES]
+    if not whole:
+        raise UpsError("the simulator has no error that a solver could be asked to reach")
+    return {index: scored[index] for index in whole}
+
+
+def model_seconds(
+    found: Evaluation, emulator: Emulator, trajectories: TrajectorySet, indices: Sequence[int], workspace: Workspace
+) -> float:
+    """Seconds per trajectory of rolling these out together, as many frames as were scored."""
+    settings = workspace.settings
+    batches = rollout_trajectories(
+        emulator,
+        trajectories,
+        indices,
+        context=settings.data.context,
+        steps=len(found.tasks[trajectories.task].emulators[found.subject].curve.mean),
+        mode=settings.evaluation.rollout_mode,
+        batch_size=len(indices),
+        device=workspace.device,
+        timed=True,
+    )
+    seconds = next(iter(batches)).seconds
+    assert seconds is not None
+    return seconds / len(indices)
+
+
+def solver_cost(
+    found: Evaluation, task: str, trajectories: TrajectorySet, errors: Mapping[int, float], workspace: Workspace
+) -> SolverCost:
+    """What the reference solver costs at the simulator's own error, over the same frames of the same trajectories.
+
+    Args:
+        errors: of the simulator, by the number of the trajectory.
+
+    Raises:
+        UpsError: there is no solver for this equation or this domain.
     """
     ours = found.tasks[task].emulators[found.subject]
     context, steps = workspace.settings.data.context, len(ours.curve.mean)
-    scored = {index: error for index, error in ours.per_sample.items() if error is not None}
-    whole = [index for index in scored if int(trajectories.lengths[index]) >= context + steps][:SOLVER_SAMPLES]
-    if not whole:
-        raise UpsError("the simulator has no error that a solver could be asked to reach")
-    target = fmean(scored[index] for index in whole)
-    index = torch.tensor(whole)
+    target, index = fmean(errors.values()), torch.tensor(list(errors))
     frames = trajectories.gather(index, torch.full_like(index, context - 1), steps + 1).double()
     workspace.progress.say(f"{task}: timing the reference solver at nrmse {target:.3g}")
     return coarsest_solver(
