@@ -16,6 +16,7 @@ SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 NOTHING = {"lambda_forward": 0.0, "lambda_relative": 0.0, "lambda_spectral": 0.0}
 TRAINS_CODEC = {"latent": {"codec": {"train_with_operator": True}}}
 PRIORS = {"enabled": True, "lambda_conservation": 0.1}
+LATENT_PRIORS = {"enabled": True, "lambda_latent_norm": 0.1}
 CACHE = {"latent_cache_dir": "cache", "augment": False}
 
 
@@ -59,14 +60,18 @@ def test_shipped_files_load() -> None:
         ({"training": {**NOTHING, "lambda_inv_dec": 1.0}}, "nothing to minimise"),
         ({"training": {**NOTHING, "lambda_rollout": 1.0, "rollout_horizon": 2}}, "with rollout_start 0"),
         ({"training": {"lambda_inv_enc": 0.1}}, "the codec is frozen, there is nothing to train"),
-        ({"training": {"lambda_inv_dec": 0.1, "inverse_loss_max_weight": 0.0}}, "lambda_inv_dec above 0 would have no"),
+        ({"training": {"lambda_inv_dec": 0.1}}, "the codec is frozen, and as it is linear"),
+        (
+            {"training": {"lambda_inv_dec": 0.1, "inverse_loss_max_weight": 0.0}, **TRAINS_CODEC},
+            "lambda_inv_dec above 0 would have no",
+        ),
         (
             {"training": {"lambda_inv_enc": 0.1, "inverse_loss_max_weight": 0.0}, **TRAINS_CODEC},
             "lambda_inv_enc above 0 would have no weight",
         ),
         (
             {"training": {"physics_priors": PRIORS}, "stages": {"operator": {"epochs": 0}}},
-            "priors train the operator alone",
+            "only lambda_latent_norm and lambda_latent_diversity train the codec, too",
         ),
         (
             {"training": {"physics_priors": PRIORS}, "guards": {"conservation": True}},
@@ -101,8 +106,9 @@ def test_rules_between_settings(tree: dict[str, Any], said: str) -> None:
         {"operator": {"pdet": {"hidden_dim": 40, "heads": 4}}},
         {"training": {**NOTHING, "lambda_spectral": 0.1}},
         {"training": {**NOTHING, "lambda_rollout": 1.0, "rollout_horizon": 2, "rollout_start": 0.0}},
-        {"training": {"lambda_inv_dec": 0.1}},
+        {"training": {"lambda_inv_dec": 0.1}, **TRAINS_CODEC},
         {"training": {"lambda_inv_enc": 0.1}, **TRAINS_CODEC},
+        {"training": {"physics_priors": LATENT_PRIORS}, "stages": {"operator": {"epochs": 0}}},
         {"training": {"inverse_loss_max_weight": 0.0}},
         {"training": {"physics_priors": PRIORS}, "guards": {"positivity": True}},
         {

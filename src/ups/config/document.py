@@ -49,8 +49,8 @@ Some rules can be told only once data and model are known; `ups check` tells the
 - the grid must be a multiple of the factors of `operator.pdet.coarsen`, the halvings of `pdet_unet` and
   `operator.pdet.window`, all multiplied; of a steady problem, of `prior.patch`;
 - `operator.form` where the fields of an equation cannot change so;
-- a loss term that is zero by construction: `training.lambda_inv_enc` and `lambda_inv_dec` where the codec loses
-  nothing, `lambda_conservation` where steps are fluxes through the faces of cells and the codec loses nothing;
+- a loss term that is zero by construction: `lambda_conservation` where steps are fluxes through the faces of cells
+  and the codec loses nothing;
 - a prior or a guard that an equation has nothing for, such as `lambda_divergence` without a solenoidal vector;
 - tasks with and without time together; for those without, other stages than `steady_prior`, the baseline `linear`, and
   settings that nothing reads there: of `guards`, `latent`, `operator` and `diffusion`, of losses and sampling in

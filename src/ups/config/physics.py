@@ -41,6 +41,11 @@ class PhysicsPriorSettings(Group):
         """Names of the weights above 0."""
         return [key for key in type(self).model_fields if key.startswith("lambda_") and getattr(self, key) > 0]
 
+    @property
+    def of_latents(self) -> list[str]:
+        """Those of `weighted` that are of latents, which the codec's stage has, too."""
+        return [key for key in self.weighted if key.startswith("lambda_latent_")]
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.enabled and not self.weighted:

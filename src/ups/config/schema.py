@@ -31,6 +31,13 @@ StageName = Literal["codec", "operator", "diff_residual", "consistency_distill",
 BaselineName = Literal["persistence", "linear", "fno", "unet"]
 
 
+INVERSE_TERMS = {
+    "lambda_inv_enc": "there is nothing to train",
+    "lambda_inv_dec": "and as it is linear, a latent that it encoded comes back from decoding and encoding as it was",
+}
+"""Terms of the operator's stage that need a codec that is trained with it, and why."""
+
+
 class StagesSettings(Group):
     """The stages in the order in which they run; those of an ensemble are skipped unless they get a budget."""
 
@@ -172,16 +179,19 @@ class Settings(Group):
                 "latent.codec.train_with_operator is true: a codec that is trained does not stay so; make it false, or "
                 "leave the guards out"
             )
-        if self.training.lambda_inv_enc > 0 and not self.latent.codec.train_with_operator:
-            raise ValueError(
-                "training.lambda_inv_enc is above 0, but latent.codec.train_with_operator is false: the codec is "
-                "frozen, there is nothing to train; make it true, or give lambda_inv_enc 0"
-            )
+        if not self.latent.codec.train_with_operator:
+            for name, why in INVERSE_TERMS.items():
+                if getattr(self.training, name) > 0:
+                    raise ValueError(
+                        f"training.{name} is above 0, but latent.codec.train_with_operator is false: the codec is "
+                        f"frozen, {why}; make it true, or give {name} 0"
+                    )
         priors = self.training.physics_priors
-        if priors.enabled and self.stages.operator.skipped:
+        of_codec = not self.stages.codec.skipped and priors.of_latents == priors.weighted
+        if priors.enabled and self.stages.operator.skipped and not of_codec:
             raise ValueError(
-                "training.physics_priors.enabled is true, but stages.operator.epochs is 0: priors train the operator "
-                "alone; give it a budget, or make enabled false"
+                "training.physics_priors.enabled is true, but stages.operator.epochs is 0: only lambda_latent_norm and "
+                "lambda_latent_diversity train the codec, too; give the operator a budget, or make enabled false"
             )
         if self.guards.conservation and priors.lambda_conservation > 0:
             raise ValueError(

@@ -174,7 +174,9 @@ def train_stage(
         return key
     if stage == "codec" and (error := codec_error(workspace, simulator)) < CODEC_IS_EXACT:
         save_model(simulator, folder)
-        workspace.progress.say("codec: reproduces the fields to rounding; nothing to train")
+        priors = settings.training.physics_priors
+        left_out = f"; without {' and '.join(priors.of_latents)}" if priors.of_latents else ""
+        workspace.progress.say(f"codec: reproduces the fields to rounding; nothing to train{left_out}")
         workspace.records.finish(stage, key, 0.0, steps=0, best_valid=error, exact=True)
         return key
     augments = build_augments(settings, workspace.splits["train"])

@@ -45,6 +45,9 @@ WITH_TIME_ALONE = (
 )
 """How the names of settings begin that only the stages of problems with time read."""
 
+ARCHITECTURE = {False: ("latent", "operator", "diffusion", "guards"), True: ("prior",)}
+"""Groups of settings that say how a model of problems with time is built, and without (True)."""
+
 
 def unread_without_time(settings: Settings) -> list[str]:
     """The settings that differ from their defaults, and that nothing reads where problems have no time."""
@@ -262,7 +265,7 @@ class Workspace:
                 "data_hash": self.data_hash,
                 "architecture": digest(
                     {task: asdict(spec) for task, spec in self.specs.items()},
-                    resolved(self.settings)["prior" if self.steady else "operator"],
+                    {name: resolved(self.settings)[name] for name in ARCHITECTURE[self.steady]},
                 ),
                 "versions": {"ups": ups.__version__, "python": platform.python_version(), **versions},
                 "machine": {"processor": platform.machine(), "device": str(self.device)},

@@ -12,7 +12,6 @@ from ups.config.learning import OptimizerSettings
 from ups.config.schema import Settings, StageName
 from ups.data.augment import Augment
 from ups.data.trajectories import TrajectorySet
-from ups.errors import UpsError
 from ups.models.baselines import SteadyNetwork
 from ups.models.emulator import Emulator
 from ups.models.simulator import Simulator
@@ -51,8 +50,7 @@ def build_objective(
     The residual diffusion is added to the simulator where it has none yet.
 
     Raises:
-        UpsError: a loss term is asked for that is zero whatever the operator does, or a prior that says nothing about
-            a task.
+        UpsError: a prior is asked for that says nothing about a task, or that is zero whatever the operator does.
     """
     if stage in ("diff_residual", "consistency_distill"):
         return build_corrector_objective(stage, settings, simulator, augments)
@@ -70,13 +68,6 @@ def build_objective(
             latent_norm=asked.lambda_latent_norm,
             latent_diversity=asked.lambda_latent_diversity,
         )
-    if not trains_codec and all(codec.lossless for codec in simulator.codecs.values()):
-        for name, weight in (("lambda_inv_enc", training.lambda_inv_enc), ("lambda_inv_dec", training.lambda_inv_dec)):
-            if weight > 0:
-                raise UpsError(
-                    f"training.{name} is {weight:g}, but its term is zero by construction: the codec loses nothing; "
-                    "remove it or choose a lossy latent.dim"
-                )
     terms = OperatorTerms(
         forward=training.lambda_forward,
         relative=training.lambda_relative,
