@@ -46,7 +46,8 @@ def compute(task: str, seed: int, arguments: argparse.Namespace) -> Line:
     get_task(task).prepare(places.cache, say)
     cell = Cell(task, "ups", seconds["operator"], seed)
     budgets = [f"stages.{stage}.seconds={seconds[stage]}" for stage in STAGES]
-    settings = settings_of(cell, get_model("ups"), places, (*budgets, *(arguments.set or ())))
+    chosen = ("operator.cutoff=auto", *(arguments.set or ()))
+    settings = settings_of(cell, get_model("ups"), places, (*budgets, *chosen))
     workspace = open_workspace(cell, settings, say)
     simulator = workspace.new_simulator().to(workspace.device)
     key = fit_closed_form(workspace, simulator)

@@ -10,7 +10,7 @@ import torch
 from tests.models.helpers import make_spec
 
 from ups.errors import UpsError
-from ups.models.baselines import NetworkEmulator, make_baseline
+from ups.models.baselines import NetworkEmulator, make_baseline, make_fno
 from ups.models.networks import FNO, SpectralConv, UNetNetwork
 
 
@@ -97,8 +97,20 @@ def test_a_residual_u_net_knows_small_inputs_from_large_ones(axes: int) -> None:
 
 
 def test_a_grid_that_a_u_net_cannot_halve_is_refused() -> None:
-    with pytest.raises(UpsError, match="multiple of 16"):
-        make_baseline("unet", {"task": make_spec(size=24)})
+    make_baseline("unet", {"task": make_spec(size=24)})
+    with pytest.raises(UpsError, match="multiple of 8"):
+        make_baseline("unet", {"task": make_spec(size=20)})
+
+
+def test_usual_sizes_are_of_the_dimension_and_give_way_to_a_network_of_ones_own() -> None:
+    emulator = make_baseline("fno", {"task": make_spec(size=32)})
+    assert isinstance(emulator, NetworkEmulator)
+    network = emulator.networks["task"]
+    assert isinstance(network, FNO)
+    assert (len(network.spectral), network.spectral[0].weight.shape[1:4]) == (3, (32, 32, 32))
+    own = NetworkEmulator({"task": make_spec()}, "fno", make_fno).networks["task"]
+    assert isinstance(own, FNO)
+    assert len(own.spectral) == 4
 
 
 def test_a_spectral_convolution_computes_in_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:

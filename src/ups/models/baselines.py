@@ -1,8 +1,8 @@
 """The baselines every run is compared with: persistence, the linear propagator, FNO and U-Net.
 
-FNO and U-Net have the sizes of PDEBench's (Takamoto et al. 2022) unless others are given, and get what is known to help
-them: normalised fields, and a prediction of the step's change, scaled by its root mean square, rather than of the next
-field.
+FNO and U-Net have the sizes that were found best for them, else those of PDEBench's (Takamoto et al. 2022), and get
+what is known to help them: normalised fields, and a prediction of the step's change, scaled by its root mean square,
+rather than of the next field.
 """
 
 from __future__ import annotations
@@ -73,10 +73,19 @@ def make_unet(spec: TaskSpec, channels_in: int, channels_out: int, *, levels: in
     return UNetNetwork(spec.axes, channels_in, channels_out, levels=levels, **sizes)
 
 
-MakeNetwork = Callable[[TaskSpec, int, int], nn.Module]
-"""Task, channels read, channels written -> a network, called with (batch, channel, *grid) and which axes wrap."""
+MakeNetwork = Callable[..., nn.Module]
+"""Task, channels read and written, sizes -> a network, called with (batch, channel, *grid) and which axes wrap."""
 
 NETWORKS: dict[str, MakeNetwork] = {"fno": make_fno, "unet": make_unet}
+
+SIZES: dict[tuple[str, int], dict[str, Any]] = {
+    ("fno", 1): {"width": 32, "modes": 32, "layers": 3},
+    ("unet", 1): {"width": 16, "levels": 3, "residual": True},
+    ("unet", 2): {"width": 16, "levels": 3, "residual": True},
+}
+"""Of networks in time, by architecture and dimension: best by validation after 30 to 90 CPU seconds, of some candidates
+(`bench/accuracy.py search`). The FNO that was best in two dimensions failed on another task there: it has PDEBench's.
+"""
 
 
 class NetworkEmulator(StepEmulator):
@@ -84,7 +93,8 @@ class NetworkEmulator(StepEmulator):
 
     Args:
         name: of the emulator.
-        make: builds the network of one task; None takes the one of `NETWORKS` that is called like the emulator.
+        make: builds the network of one task; None takes the one of `NETWORKS` that is called like the emulator, in
+            its usual size.
         base, form, moving_frame, derived: `persistence`, `increment`, False and False for the plain baseline; others
             give it the structural parts of the simulator.
     """
@@ -105,10 +115,13 @@ class NetworkEmulator(StepEmulator):
         self.parts = {"base": base, "form": form, "moving_frame": moving_frame, "derived": derived}
         plain = {"base": "persistence", "form": "increment", "moving_frame": False, "derived": False}
         self.custom = make is not None or self.parts != plain
+        usual = {task: {} if make else SIZES.get((name, spec.axes), {}) for task, spec in tasks.items()}
         self.name, make = name, make or NETWORKS[name]
         self.networks = nn.ModuleDict(
             {
-                task: make(spec, spec.channels_read + len(spec.param_names), self.physics[task].rest.width)
+                task: make(
+                    spec, spec.channels_read + len(spec.param_names), self.physics[task].rest.width, **usual[task]
+                )
                 for task, spec in tasks.items()
             }
         )

@@ -16,8 +16,9 @@ from ups.pipeline.records import digest
 from ups.pipeline.train import find_focus, fit_closed_form, validation_of
 from ups.pipeline.workspace import Workspace
 from ups.runtime import seed_everything
+from ups.training.baselines import baseline_objective, baseline_training
 from ups.training.schedule import Budget
-from ups.training.stages import BASELINE_OPTIMIZERS, baseline_objective, build_augments
+from ups.training.stages import build_augments
 
 PREDICTING: tuple[StageName, ...] = ("codec", "operator", "steady_prior")
 
@@ -40,8 +41,9 @@ def train_baseline(workspace: Workspace, name: str) -> Emulator:
     fitted = fit_closed_form(workspace, emulator)
     if not any(p.requires_grad for p in emulator.parameters()):
         return emulator.eval()
-    batch_size = workspace.baseline_batch_size
-    return train_emulator(workspace, emulator, fitted, BASELINE_OPTIMIZERS[name], budget, batch_size)
+    training = baseline_training(emulator)
+    batch_size = workspace.baseline_batch_size(training.batch_size)
+    return train_emulator(workspace, emulator, fitted, training.optimizer, budget, batch_size)
 
 
 def train_emulator(

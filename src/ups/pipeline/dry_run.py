@@ -21,13 +21,14 @@ from ups.pipeline.effort import Effort
 from ups.pipeline.plan import make_loader
 from ups.pipeline.train import stages_of
 from ups.pipeline.workspace import Workspace
+from ups.training.baselines import baseline_objective, baseline_training
 from ups.training.diffusion import DiffusionObjective, DistillObjective
 from ups.training.loop import LoopSettings, Objective
 from ups.training.memory import peak_memory
 from ups.training.objectives import CodecObjective
 from ups.training.prior import SteadyPriorObjective
 from ups.training.schedule import Budget
-from ups.training.stages import baseline_objective, build_augments, build_objective
+from ups.training.stages import build_augments, build_objective
 
 BYTES = 4  # of a float32
 IN_CHECKPOINT = 5  # floats of a trained parameter: itself, two moments, average, best value so far
@@ -117,7 +118,7 @@ def _trainings(workspace: Workspace) -> Iterator[tuple[str, Objective, int, Budg
     for name in settings.evaluation.baselines:
         emulator = make_baseline(name, workspace.specs).to(workspace.device)
         if any(p.requires_grad for p in emulator.parameters()):
-            batch_size = workspace.baseline_batch_size
+            batch_size = workspace.baseline_batch_size(baseline_training(emulator).batch_size)
             yield f"baseline {name}", baseline_objective(emulator, augments), batch_size, None
 
 

@@ -31,7 +31,7 @@ from ups.pipeline.finished import Stamps, data_stamps
 from ups.pipeline.records import StepRecords, digest, folder_of, write_json
 from ups.runtime import Progress, choose_device, prepare_process, seed_everything, world
 from ups.timing import Timings
-from ups.training.builders import BASELINE_BATCH_SIZES, build_prior, build_simulator, choose_batch_size, describe_task
+from ups.training.builders import build_prior, build_simulator, choose_batch_size, describe_task
 
 Sets = dict[str, TrajectorySet]
 
@@ -244,10 +244,10 @@ class Workspace:
         """Windows per batch of a stage."""
         return choose_batch_size(self.settings.batch_size_of(stage), self.specs)
 
-    @property
-    def baseline_batch_size(self) -> int:
-        """Windows per batch of a baseline."""
-        return choose_batch_size(self.settings.batch_size_of(self.main_stage), self.specs, BASELINE_BATCH_SIZES)
+    def baseline_batch_size(self, usual: int) -> int:
+        """Windows per batch of a baseline, for which so many are usual."""
+        wanted = self.settings.batch_size_of(self.main_stage)
+        return wanted if isinstance(wanted, int) else usual
 
     def write_metadata(self) -> None:
         """Writes `metadata.json`, what was run, on what, with which versions; and `data.json` beside it."""

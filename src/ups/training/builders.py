@@ -21,7 +21,6 @@ from ups.runtime import seed_everything
 LARGEST_PATCH = {1: 8, 2: 4, 3: 2}  # lattice cells per token and axis, by dimension (bench/results/ablations.md)
 
 BATCH_SIZES = {1: 16, 2: 4, 3: 2}  # windows, by dimension (bench/results/ablations.md; 3D is not measured)
-BASELINE_BATCH_SIZES = {1: 32, 2: 4, 3: 2}  # those that the baselines' rates were chosen with
 DEEPEST = {1: 3, 2: 3, 3: 2}  # halvings of the lattice on the way to the operator's tokens, by dimension
 
 
@@ -114,9 +113,9 @@ def choose_coarsen(
     return (2 ** len(twos),) if axes == 1 and twos else twos
 
 
-def choose_batch_size(wanted: int | str, specs: Mapping[str, TaskSpec], sizes: Mapping[int, int] = BATCH_SIZES) -> int:
-    """Windows per batch: as asked, or what `sizes` has for the tasks' dimension."""
-    return wanted if isinstance(wanted, int) else sizes[max(spec.axes for spec in specs.values())]
+def choose_batch_size(wanted: int | str, specs: Mapping[str, TaskSpec]) -> int:
+    """Windows per batch: as asked, or what is usual for the tasks' dimension."""
+    return wanted if isinstance(wanted, int) else BATCH_SIZES[max(spec.axes for spec in specs.values())]
 
 
 def choose_depths(wanted: int | tuple[int, ...], architecture: str) -> tuple[int, ...]:

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ups.config.learning import OptimizerSettings
 from ups.config.schema import Settings, StageName
 from ups.data.augment import Augment
 from ups.data.trajectories import TrajectorySet
-from ups.models.baselines import SteadyNetwork
-from ups.models.emulator import Emulator
 from ups.models.simulator import Simulator
-from ups.models.step import StepEmulator
 from ups.training.builders import add_corrector
 from ups.training.diffusion import (
     DiffusionObjective,
@@ -25,16 +21,8 @@ from ups.training.diffusion import (
     tau_distribution,
 )
 from ups.training.losses import InverseCurriculum
-from ups.training.objectives import CodecObjective, EmulatorObjective, OperatorObjective, OperatorTerms
+from ups.training.objectives import CodecObjective, OperatorObjective, OperatorTerms
 from ups.training.physics import build_priors
-from ups.training.prior import SteadyNetworkObjective
-
-BASELINE_OPTIMIZERS = {
-    "fno": OptimizerSettings(name="adamw", lr=8e-3, weight_decay=1e-4),
-    "unet": OptimizerSettings(name="adamw", lr=1e-3, weight_decay=1e-4),
-}
-"""How FNO and U-Net are trained: AdamW, cosine to one percent. The rates had the best validation roll-out on Burgers
-after 90 CPU seconds, of 1e-3, 2e-3, 4e-3 and 8e-3 for FNO (the highest won) and of 4e-4 and 1e-3 for U-Net."""
 
 
 def build_augments(settings: Settings, sets: Mapping[str, TrajectorySet]) -> dict[str, Augment]:
@@ -83,17 +71,6 @@ def build_objective(
     curriculum = InverseCurriculum(training.inverse_loss_warmup_epochs, training.inverse_loss_max_weight)
     priors = build_priors(training.physics_priors, simulator)
     return OperatorObjective(simulator, augments, terms, curriculum, priors)
-
-
-def baseline_objective(
-    emulator: Emulator, augments: Mapping[str, Augment]
-) -> EmulatorObjective | SteadyNetworkObjective:
-    """What a network other than the simulator is trained by: a step in time, or the solution where there is none."""
-    if isinstance(emulator, SteadyNetwork):
-        return SteadyNetworkObjective(emulator, augments)
-    if isinstance(emulator, StepEmulator):
-        return EmulatorObjective(emulator, augments)
-    raise TypeError(f"'{emulator.name}' has nothing to train")
 
 
 def build_corrector_objective(
