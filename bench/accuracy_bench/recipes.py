@@ -2,7 +2,7 @@
 
 `bench/accuracy.py search` measures the candidates of `SEARCHES`, round by round, each round from the winner of those
 before; its lines stand in `results/accuracy/search.jsonl`. A peer is searched on one task per dimension, and uses that
-recipe on all tasks of the dimension.
+recipe on all tasks of the dimension, but for those of `TASK_RECIPES`.
 """
 
 from __future__ import annotations
