@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tests.models.small_simulator import make_simulator
 
 from ups.errors import UpsError, UsageError
 from ups.models.baselines import make_baseline
+from ups.models.simulator import Simulator
 from ups.models.store import save_model
 from ups.models.surrogate import Surrogate, load
 
@@ -147,3 +149,21 @@ def test_a_model_saved_without_ranges_is_read(tmp_path: Path) -> None:
     del config["tasks"]["task"]["param_low"], config["tasks"]["task"]["param_high"]
     path.write_text(json.dumps(config))
     assert load(tmp_path).rollout(torch.randn(1, 1, 32), steps=1, params={"nu": 0.08}).shape == (1, 1, 1, 32)
+
+
+def test_a_roll_out_is_in_the_mode_that_the_model_was_chosen_by(tmp_path: Path) -> None:
+    """A codec whose decoding is not undone by encoding tells the modes apart."""
+    simulator = make_simulator(size=32)
+    lossy = Simulator(simulator.tasks, replace(simulator.architecture, latent_dim=2, mode="physical")).eval()
+    for p in (*lossy.operator.parameters(), lossy.codecs["task"].decoder):
+        torch.nn.init.normal_(p, std=0.1)
+    save_model(lossy, tmp_path / "model")
+    model, u0 = load(tmp_path), torch.randn(2, 1, 32)
+    as_chosen, latent, physical = (model.rollout(u0, steps=3, mode=mode) for mode in (None, "latent", "physical"))
+    assert not torch.allclose(latent, physical, atol=1e-3)
+    assert torch.equal(as_chosen, physical)
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    del config["architecture"]["mode"]  # as it was once saved
+    path.write_text(json.dumps(config))
+    assert torch.equal(load(tmp_path).rollout(u0, steps=3), latent)

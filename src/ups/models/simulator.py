@@ -56,6 +56,7 @@ class Architecture:
     use_activation_checkpoint: bool = False
     guards: tuple[str, ...] = ()
     corrector_every: int = 1
+    mode: str = "latent"
 
 
 class Simulator(StepEmulator):
@@ -66,7 +67,8 @@ class Simulator(StepEmulator):
         architecture: sizes; `patch` must divide every lattice, and so must `coarsen` and the trunk's own halving.
             `cutoff` is the share of the wave numbers of periodic axes that a step leaves.
             `guards` are the names of the projections that every step ends with (see `ups.physics.guards`); in an
-            ensemble, every `corrector_every`-th step is corrected.
+            ensemble, every `corrector_every`-th step is corrected; `mode` is the one of the roll-outs by which weights
+            were chosen, which a `Surrogate` takes where it is given none.
     """
 
     name = "ups"

@@ -83,7 +83,8 @@ class Surrogate:
             members: roll-outs in an ensemble, every step of each with its own draw of the operator's error; None rolls
                 the operator out alone. For a model whose stage `diff_residual` was trained.
             seed: of the draws.
-            mode: `latent` stays in latent space between steps, `physical` decodes and encodes at each; None is latent.
+            mode: `latent` stays in latent space between steps, `physical` decodes and encodes at each; None is the one
+                that the model was chosen by (`evaluation.rollout_mode`).
             guards: projections that every step ends with, of `conservation`, `positivity`, `divergence` and
                 `boundary`; () is none of them, None those that the model was trained with.
             corrector_every: steps between corrections of an ensemble's members; None is as trained.
@@ -121,7 +122,7 @@ class Surrogate:
             "task": spec.name,
             "dt": dt,
             "params": self._params(spec, {} if params is None else params, batch, extrapolate),
-            "mode": mode or "latent",
+            "mode": mode or (self.emulator.architecture.mode if isinstance(self.emulator, Simulator) else "latent"),
         }
         if points is not None and not isinstance(self.emulator, Simulator):
             raise UsageError(

@@ -177,6 +177,7 @@ def build_simulator(settings: Settings, specs: Mapping[str, TaskSpec]) -> Simula
             use_activation_checkpoint=pdet.use_activation_checkpoint,
             guards=tuple(name for name, wanted in settings.guards if wanted),
             corrector_every=settings.evaluation.corrector_every,
+            mode=settings.evaluation.rollout_mode,
         ),
     )
 
