@@ -99,8 +99,14 @@ def test_several_tasks_train_one_model(tmp_path: Path) -> None:
     settings["task"] = ["advection1d", "burgers1d"]
     settings["data"]["files"] = {"advection1d": ["a.hdf5"], "burgers1d": ["b.hdf5"]}
     settings["evaluation"]["baselines"] = ["fno"]
+    settings["training"]["log_per_task_metrics"] = True
     config.write_text(json.dumps(settings))
     folder = run(config).run_dir
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for record in (record for record in records if record.get("valid_nrmse") is not None):  # null where one diverged
+        each = [record[f"{task}/valid_nrmse"] for task in ("advection1d", "burgers1d")]
+        assert record["valid_nrmse"] == pytest.approx(sum(each) / 2), record
+    assert {"operator", "baselines-fno"} <= {record["stage"] for record in records if "burgers1d/valid_nrmse" in record}
     scores = json.loads((folder / "evaluation" / "full.json").read_text())
     assert set(scores["tasks"]) == set(scores["baselines"]["fno"]) == {"advection1d", "burgers1d"}
     sim = ups.load(folder)

@@ -152,7 +152,7 @@ class TrainingSettings(Group):
     log_every: PositiveInt = 20
     """Steps between records of the log."""
     log_per_task_metrics: bool = False
-    """Log the loss and its components of each task beside those of all."""
+    """Log the loss and its components, and the validation nrmse, of each task beside those of all."""
     max_bad_steps: PositiveInt = 5
     """Steps in a row whose loss or gradient is not finite, all of them skipped, after which training rolls back to its
     last good checkpoint, from where it goes on with other batches at half the rate."""

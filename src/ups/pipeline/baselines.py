@@ -13,7 +13,8 @@ from ups.models.step import StepEmulator
 from ups.models.store import load_weights
 from ups.pipeline.plan import Plan, run_plan
 from ups.pipeline.records import digest
-from ups.pipeline.train import find_focus, fit_closed_form, validation_of
+from ups.pipeline.train import find_focus, fit_closed_form
+from ups.pipeline.validation import validation_of
 from ups.pipeline.workspace import Workspace
 from ups.runtime import seed_everything
 from ups.training.baselines import baseline_objective, baseline_training
@@ -74,6 +75,7 @@ def train_emulator(
     if workspace.records.done(step, key, folder):
         load_weights(emulator, folder)
         return emulator.eval()
+    validate = validation_of(workspace, step, emulator)
     plan = Plan(
         name=step,
         emulator=emulator,
@@ -82,7 +84,8 @@ def train_emulator(
         optimizer=optimizer,
         batch_size=batch_size,
         patience=None,
-        validate=validation_of(workspace, step, emulator),
+        validate=validate,
+        beside=validate.beside,
         key=key,
         focus=find_focus(workspace, emulator) if focused and isinstance(emulator, StepEmulator) else None,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
@@ -17,9 +16,7 @@ from ups.config.schema import Settings, StageName
 from ups.data.latents import LatentStore
 from ups.data.trajectories import Frames
 from ups.data.windows import WindowLoader
-from ups.errors import DataError, UsageError
-from ups.evaluation.metrics import nrmse
-from ups.evaluation.validate import validation_error, validation_reconstruction
+from ups.errors import UsageError
 from ups.models.emulator import Emulator
 from ups.models.prior import SteadyPrior
 from ups.models.simulator import Simulator
@@ -31,6 +28,7 @@ from ups.pipeline.effort import Effort, expected_steps
 from ups.pipeline.ensembles import DistanceToTeacher, EnsembleScore, calibrate
 from ups.pipeline.plan import Plan, model_settings, run_plan
 from ups.pipeline.records import digest
+from ups.pipeline.validation import validation_of
 from ups.pipeline.workspace import Workspace
 from ups.training.diffusion import DiffusionObjective, DistillObjective, fit_scales
 from ups.training.focus import Focus
@@ -102,7 +100,7 @@ def train_prior(workspace: Workspace) -> SteadyPrior:
         raise UsageError(f"stages.{stage}.epochs is 0: nothing would be trained; give the stage a budget")
     else:
         valid, device = workspace.splits["valid"], workspace.device
-        batch_size = workspace.batch_size(stage)
+        batch_size, validate = workspace.batch_size(stage), validation_of(workspace, stage, prior)
 
         def finish(_: StageOutcome) -> None:
             with WindowLoader(valid, batch_size, 1, 1, settings.seed, shuffle=False) as loader:
@@ -120,7 +118,8 @@ def train_prior(workspace: Workspace) -> SteadyPrior:
             batch_size=batch_size,
             patience=settings.patience_of(stage),
             checkpoint_interval=settings.checkpoint_interval_of(stage),
-            validate=validation_of(workspace, stage, prior),
+            validate=validate,
+            beside=validate.beside,
             key=key,
             finish=finish,
         )
@@ -181,6 +180,7 @@ def train_stage(
         return key
     augments = build_augments(settings, workspace.splits["train"])
     objective = build_objective(stage, settings, simulator, augments)
+    validate = validation_of(workspace, stage, simulator)
     plan = Plan(
         name=stage,
         emulator=simulator,
@@ -190,7 +190,8 @@ def train_stage(
         batch_size=workspace.batch_size(stage),
         patience=settings.patience_of(stage),
         checkpoint_interval=settings.checkpoint_interval_of(stage),
-        validate=validation_of(workspace, stage, simulator),
+        validate=validate,
+        beside=validate.beside,
         key=key,
         focus=find_focus(workspace, simulator) if stage == "operator" else None,
         latents=cached_latents(workspace, simulator) if stage == "operator" else None,
@@ -222,7 +223,7 @@ def with_ensembles(
     plan = replace(plan, auto_validations=effort.validations(steps))
     if isinstance(objective, DistillObjective):
         target = workspace.settings.stages.consistency_distill.target_loss
-        return replace(plan, validate=DistanceToTeacher(workspace, objective), target=target)
+        return replace(plan, validate=DistanceToTeacher(workspace, objective), beside=dict, target=target)
     score = EnsembleScore(workspace, simulator, objective, effort.choice(steps))
 
     def begin() -> None:
@@ -294,16 +295,3 @@ def encode_frames(simulator: Simulator, task: str, frames: Tensor) -> Tensor:
     """Physical frames (frame, channel, *grid), from wherever they are, to their latents."""
     device = simulator.codecs[task].encoder.device
     return simulator.encode(frames[:, None].to(device), task=task)[:, 0]
-
-
-def validation_of(workspace: Workspace, stage: str, emulator: Emulator) -> Callable[[], float]:
-    """What a stage's weights are chosen by: reconstruction for the codec, else a roll-out's nrmse."""
-    scope, valid = workspace.settings.evaluation.small, workspace.splits["valid"]
-    if not all(part.num for part in valid.values()):
-        raise DataError("no validation trajectories: raise data.split.valid, or name data.split.valid_files")
-    if stage == "codec":
-        return lambda: validation_reconstruction(emulator, valid, device=workspace.device)
-    mode, device = workspace.settings.evaluation.rollout_mode, workspace.device
-    return lambda: validation_error(
-        nrmse, emulator, valid, max_samples=scope.max_samples, steps=scope.steps, mode=mode, device=device
-    )
