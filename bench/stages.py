@@ -181,7 +181,7 @@ def table(arguments: argparse.Namespace) -> None:
         "of a commit before 831f8fd are of another sampler, which shrank small spreads; in those before 8e367cf",
         "the student's spread was calibrated by itself, and its own and the teacher's more coarsely; in those before",
         "13d5748 members drew noise anew at every step, and calibrations were of other widenings; in those before",
-        "57d8ce0 a calibration saw a quarter of the trajectories, and samples that spread less than the teacher's.",
+        "57d8ce0 a calibration saw half or a quarter of the trajectories, and samples spread less than the teacher's.",
         "The operator alone has the first of the seconds; what the others would bring to it is not measured. In some",
         "hours a second bought twice as many steps as in others (`stages.jsonl` has them).",
         "Times are of rounds in turns; of earlier lines, of scorings minutes apart. Drawn by `bench/stages.py`.",

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from tests.layouts import travelling_waves, write_task
 
 from ups.config.data import DataSettings, SplitSettings
+from ups.data.fields import centred_axes
 from ups.data.normalize import FieldStatistics, compute_statistics
 from ups.data.split import SPLITS, assign, load_files, load_splits
 from ups.errors import DataError
+from ups.physics.equations import get_equation
 
 FRACTIONS = {"train": 0.8, "valid": 0.1, "test": 0.1}
 
@@ -115,6 +117,26 @@ def test_splits_hold_what_the_file_holds(tmp_path: Path) -> None:
     assert train.grid.lengths[0] == pytest.approx(1, rel=1e-5)
     assert train.params.unique().tolist() == pytest.approx([0.01])
     assert train.lengths.unique().tolist() == [5]
+
+
+@pytest.mark.parametrize("task", ["reaction_diffusion2d", "shallow_water2d"])
+def test_between_walls_a_thinned_grid_keeps_its_middle(tmp_path: Path, task: str) -> None:
+    """So that a reflection of its values is one about the middle of the domain."""
+    write_task(tmp_path / "a.h5", task, num=5, frames=3, resolution=16)
+    whole, half = (
+        load_splits(settings(tmp_path, "a.h5", task=task, resolution=cells))["train"][task] for cells in (None, 8)
+    )
+    for fine, coarse, (low, high) in zip(whole.grid.axes, half.grid.axes, whole.equation.domain, strict=True):
+        assert fine.mean() == pytest.approx((low + high) / 2, abs=1e-5)
+        assert coarse.mean() == pytest.approx((low + high) / 2, abs=1e-5)
+    blocks = whole.trajectory(0).unflatten(-1, (8, 2)).unflatten(-3, (8, 2))
+    torch.testing.assert_close(half.trajectory(0), blocks.mean((-1, -3)))
+
+
+def test_the_axis_of_a_forcing_keeps_its_middle_and_one_along_which_all_moves_its_first_points() -> None:
+    assert centred_axes(get_equation("kolmogorov2d")) == (False, True)
+    assert centred_axes(get_equation("burgers1d")) == (False,)
+    assert centred_axes(get_equation("darcy2d")) == (False, False), "where its walls are is measured"
 
 
 def test_several_files_make_one_task_with_their_parameters(tmp_path: Path) -> None:

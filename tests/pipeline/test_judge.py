@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from tests.layouts import write_task
+from tests.pipeline.small_run import write_config
+from torch import Tensor
 
+from ups.config.load import load_settings
 from ups.config.schema import EvaluationSettings
-from ups.evaluation.evaluate import Protocol
+from ups.evaluation.evaluate import Protocol, evaluate
+from ups.evaluation.rollout import RolloutBatch, rollout_trajectories
+from ups.physics.solvers.cost import SolverCost
 from ups.pipeline import judge
 from ups.pipeline.judge import score_table
+from ups.pipeline.run import open_workspace
+from ups.runtime import SilentProgress
 from ups.timing import Timings
 
 METRICS = ("nrmse", "one_step_nrmse", "codec_nrmse", "wall_clock", "crps", "ensemble_nrmse")
@@ -88,3 +99,35 @@ def test_settings_say_how_many_members_an_ensemble_has(monkeypatch: pytest.Monke
     )
     judge.evaluate_models(workspace, {}, "full")
     assert asked == [Protocol(split="test", members=5), (tmp_path / "evaluation", "full")]
+
+
+def test_solver_and_model_are_timed_on_the_same_trajectories_as_one_batch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of ten test trajectories, on which the evaluation takes the model's time together."""
+    write_task(tmp_path / "1D_Burgers_Sols_Nu0.01.hdf5", "burgers1d", num=20, frames=5, resolution=32)
+    config = write_config(tmp_path, "burgers1d", ["1D_Burgers_Sols_Nu0.01.hdf5"])
+    settings = load_settings(config, ("data.split={train: 0.4, valid: 0.1, test: 0.5}",))
+    workspace = open_workspace(settings, SilentProgress())
+    test, emulators = workspace.splits["test"], {"ups": workspace.new_simulator().eval()}
+    found = evaluate(emulators, test, protocol=Protocol("test", members=0), showcases=False)
+    assert found.tasks["burgers1d"].emulators["ups"].timed_batch == 10
+    solved: list[Any] = []
+    timed: list[Any] = []
+
+    def solver(equation: object, u0: Tensor, truth: Tensor, *_: object) -> SolverCost:
+        solved.append(u0)
+        return SolverCost(16, 0.0, 3.0, True, (), len(u0), 1.0)
+
+    def rollouts(*given: Any, **options: Any) -> Iterator[RolloutBatch]:
+        for batch in rollout_trajectories(*given, **options):
+            timed.append(batch)
+            yield replace(batch, seconds=8.0)
+
+    monkeypatch.setattr(judge, "coarsest_solver", solver)
+    monkeypatch.setattr(judge, "rollout_trajectories", rollouts)
+    after = judge.time_solvers(found, emulators["ups"], test, workspace)
+    (u0,), (batch,) = solved, timed
+    torch.testing.assert_close(u0.float(), batch.initial)
+    assert len(batch.indices) == judge.SOLVER_SAMPLES == 4
+    assert after.scores("burgers1d")["solver_speedup"].value == pytest.approx(3.0 / (8.0 / 4))

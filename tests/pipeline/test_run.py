@@ -25,7 +25,7 @@ from ups.models.store import FORMAT, load_model
 from ups.pipeline.evaluate import evaluate_run
 from ups.pipeline.plan import TimedStore
 from ups.pipeline.records import StepRecords
-from ups.pipeline.run import run_pipeline, train_pipeline
+from ups.pipeline.run import open_workspace, run_pipeline, train_pipeline
 from ups.runtime import SilentProgress
 from ups.timing import Timings
 
@@ -275,3 +275,24 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(burgers: Path, stop: signal
     resumed = train(burgers, *settings)
     weights = [outcome.run_dir / "model" / "weights.safetensors" for outcome in (whole, resumed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("override", "other"),
+    [
+        ("latent.dim=24", True),
+        ("diffusion.depth=1", True),
+        ("guards.conservation=true", True),
+        ("operator.pdet.hidden_dim=32", True),
+        ("optimizer.lr=0.001", False),
+    ],
+)
+def test_the_fingerprint_of_the_architecture_is_of_all_that_builds_a_model(
+    burgers: Path, override: str, other: bool
+) -> None:
+    found = []
+    for changes in ((), (override,)):
+        workspace = open_workspace(load_settings(burgers, changes), SilentProgress())
+        workspace.write_metadata()
+        found.append(json.loads((workspace.run_dir / "metadata.json").read_text())["architecture"])
+    assert (found[0] != found[1]) is other

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tests.models.helpers import make_spec
+from tests.models.small_prior import darcy_spec
 from tests.training.small_objectives import AUGMENTS, make_simulator
 
 from ups.config import Settings
@@ -16,7 +17,9 @@ from ups.data.fields import Grid
 from ups.data.normalize import compute_statistics
 from ups.data.trajectories import MemoryFrames, TrajectorySet
 from ups.errors import DataError, UpsError
+from ups.models.baselines import SIZES, make_baseline
 from ups.physics.equations import get_equation
+from ups.training.baselines import STEADY, TRAININGS, baseline_training
 from ups.training.builders import choose_patch, describe_task
 from ups.training.objectives import OperatorObjective
 from ups.training.pairs import fit_pairs
@@ -116,3 +119,10 @@ def test_priors_of_the_settings_reach_the_operators_objective() -> None:
         build_objective("operator", make_settings(training={"physics_priors": asked}), simulator, AUGMENTS)
     trained = make_settings(training={"physics_priors": asked}, latent={"codec": {"train_with_operator": True}})
     build_objective("operator", trained, simulator, AUGMENTS)
+
+
+def test_a_baseline_is_trained_as_is_best_for_its_dimension_and_without_time_as_is_usual_there() -> None:
+    for name in ("fno", "unet"):
+        assert baseline_training(make_baseline(name, {"task": make_spec(size=32)})) is TRAININGS[name, 1]
+        assert baseline_training(make_baseline(name, {"task": darcy_spec(16)})) is STEADY[name]
+    assert set(SIZES) <= set(TRAININGS), "no size without the rate that was found with it"

@@ -14,6 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ups.errors import DataError
+from ups.physics.description import Equation
 
 UNIFORM_TOLERANCE = 1e-3
 """Largest deviation from the mean spacing, relative to it, that still counts as uniform."""
@@ -60,6 +61,17 @@ def thin(values: np.ndarray, every: Sequence[int], centred: Sequence[bool]) -> n
         kept = cells[..., low::k] if low == high else (cells[..., low::k] + cells[..., high::k]) / 2
         values = np.moveaxis(kept, -1, axis)
     return values
+
+
+def centred_axes(equation: Equation) -> tuple[bool, ...]:
+    """For each axis, whether its middle must stay where it is: there are walls, or a forcing that depends on the place.
+
+    Walls of fixed values are an exception: where they are is measured (`ups.data.walls`).
+    """
+    if equation.boundary == "dirichlet":
+        return (False,) * equation.dim
+    moved = equation.axes_with("translation")
+    return tuple(not (periodic and axis in moved) for axis, periodic in enumerate(equation.periodic))
 
 
 @dataclass(frozen=True, eq=False)

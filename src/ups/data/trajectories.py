@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from ups.data.fields import Grid, thin
+from ups.data.fields import Grid, centred_axes, thin
 from ups.data.pdebench import TrajectoryFile
 from ups.data.problems import BadDataError, DataProblem
 from ups.physics.equations import Equation
@@ -23,17 +23,6 @@ BLOCK_BYTES = 64 << 20
 
 Cut = Callable[[slice], Tensor]
 """Windows (window, time, channel, *grid) by their places among those that were cut."""
-
-
-def centred_axes(equation: Equation) -> tuple[bool, ...]:
-    """For each axis, whether its middle must stay where it is: there are walls, or a forcing that depends on the place.
-
-    Walls of fixed values are an exception: where they are is measured (`ups.data.walls`).
-    """
-    if equation.boundary == "dirichlet":
-        return (False,) * equation.dim
-    moved = equation.axes_with("translation")
-    return tuple(not (periodic and axis in moved) for axis, periodic in enumerate(equation.periodic))
 
 
 @dataclass(frozen=True, eq=False)

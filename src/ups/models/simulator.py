@@ -65,10 +65,8 @@ class Simulator(StepEmulator):
     Args:
         tasks: what is known of each task.
         architecture: sizes; `patch` must divide every lattice, and so must `coarsen` and the trunk's own halving.
-            `cutoff` is the share of the wave numbers of periodic axes that a step leaves.
-            `guards` are the names of the projections that every step ends with (see `ups.physics.guards`); in an
-            ensemble, every `corrector_every`-th step is corrected; `mode` is the one of the roll-outs by which weights
-            were chosen, which a `Surrogate` takes where it is given none.
+            A step leaves the share `cutoff` of the wave numbers of periodic axes, and ends with the `guards` (of
+            `ups.physics.guards`). Of an ensemble every `corrector_every`-th is corrected. `mode` chose the weights.
     """
 
     name = "ups"

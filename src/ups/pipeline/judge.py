@@ -122,8 +122,8 @@ def time_solvers(
     for task, trajectories in sets.items():
         try:
             errors = solver_trajectories(found, task, trajectories, workspace)
-            costs[task] = solver_cost(found, task, trajectories, errors, workspace)
             seconds[task] = model_seconds(found, emulator, trajectories, list(errors), workspace)
+            costs[task] = solver_cost(found, task, trajectories, errors, workspace)
         except UpsError as error:  # of the solver alone: the simulator's scores stand
             reasons[task] = str(error)
             workspace.progress.say(f"{task}: no reference solver: {error}")

@@ -174,7 +174,7 @@ def train_stage(
     if stage == "codec" and (error := codec_error(workspace, simulator)) < CODEC_IS_EXACT:
         save_model(simulator, folder)
         priors = settings.training.physics_priors
-        left_out = f"; without {' and '.join(priors.of_latents)}" if priors.of_latents else ""
+        left_out = f", and {' and '.join(priors.of_latents)} left out" if priors.of_latents else ""
         workspace.progress.say(f"codec: reproduces the fields to rounding; nothing to train{left_out}")
         workspace.records.finish(stage, key, 0.0, steps=0, best_valid=error, exact=True)
         return key

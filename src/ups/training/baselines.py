@@ -41,11 +41,12 @@ TRAININGS: dict[tuple[str, int], BaselineTraining] = {
     ("unet", 2): BaselineTraining(4e-3, 4),
     ("unet", 3): BaselineTraining(1e-3, 2),
 }
-"""By architecture and dimension; those of `ups.models.baselines.SIZES` and the rates in one and two dimensions are the
-best by validation in the searches of `bench/accuracy.py` (bench/results/accuracy/search.jsonl)."""
+"""By architecture and dimension. Those of the networks that `ups.models.baselines.SIZES` has are the best by validation
+of the searches of `bench/accuracy.py` (bench/results/accuracy/search.jsonl); of the FNO in two dimensions the rate is,
+with another size and batch; nothing was searched in three."""
 
 STEADY = {"fno": BaselineTraining(8e-3, 4), "unet": BaselineTraining(1e-3, 4)}
-"""Of problems without time."""
+"""Of problems without time; not searched."""
 
 
 def baseline_training(emulator: Emulator) -> BaselineTraining:
