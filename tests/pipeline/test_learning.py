@@ -19,6 +19,7 @@ from ups.pipeline.evaluate import evaluate_run
 from ups.pipeline.rollout import rollout_file
 from ups.pipeline.run import train_pipeline
 from ups.runtime import SilentProgress
+from ups.terminal import LineProgress
 
 
 def test_a_lossy_codec_is_trained_and_gets_better(tmp_path: Path) -> None:
@@ -113,3 +114,18 @@ def test_several_tasks_train_one_model(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="say which"):
         sim.rollout(torch.zeros(1, 1, 32), steps=1)
     assert sim.rollout(torch.randn(1, 1, 32), steps=2, params={"beta": 0.4}, task="advection1d").shape == (1, 2, 1, 32)
+
+
+@pytest.mark.parametrize("dim", [2, 16])
+def test_a_codec_alone_is_trained_by_latent_terms_where_it_loses_something(tmp_path: Path, dim: int) -> None:
+    """Two latents stand for four values here; one that loses nothing stays as it is, and the log says so."""
+    write_task(tmp_path / "b.hdf5", "burgers1d", num=8, frames=6, resolution=32, nu=0.01)
+    config = write_config(tmp_path, "burgers1d", ["b.hdf5"])
+    terms = "training.physics_priors={enabled: true, lambda_latent_norm: 0.1}"
+    said: list[str] = []
+    settings = load_settings(config, (f"latent.dim={dim}", "latent.patch=4", terms, "stages.operator.epochs=0"))
+    folder = train_pipeline(settings, progress=LineProgress(said.append), stage="codec").run_dir
+    log = folder / "log.jsonl"
+    records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    assert any("latent_norm" in record for record in records) is (dim == 2)
+    assert any("lambda_latent_norm left out" in line for line in said) is (dim == 16)
