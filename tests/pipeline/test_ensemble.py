@@ -45,6 +45,7 @@ def burgers(tmp_path: Path) -> Path:
     return write_config(tmp_path, "burgers1d", ["1D_Burgers_Sols_Nu0.01.hdf5"], stages=STAGES, diffusion=SMALL)
 
 
+@pytest.mark.shapes
 def test_the_whole_stack_leaves_an_ensemble_behind(burgers: Path) -> None:
     overrides = ("evaluation.members=3", "evaluation.baselines=persistence")
     outcome = run(burgers, *overrides)

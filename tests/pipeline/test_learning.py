@@ -33,6 +33,7 @@ def test_a_lossy_codec_is_trained_and_gets_better(tmp_path: Path) -> None:
     assert steps["best_valid"] <= first
 
 
+@pytest.mark.shapes
 @pytest.mark.parametrize("task", ["advection1d", "reaction_diffusion1d", "reaction_diffusion2d", "shallow_water2d"])
 def test_every_equation_goes_all_the_way(task: str, tmp_path: Path) -> None:
     write_task(tmp_path / "train.h5", task, num=8, frames=6, resolution=16)

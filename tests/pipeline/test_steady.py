@@ -70,6 +70,7 @@ def test_so_does_one_whose_solutions_do_not_vanish_at_the_walls(tmp_path: Path) 
         np.testing.assert_array_equal(file["nu"][:], fine["nu"][:])
 
 
+@pytest.mark.shapes
 def test_a_steady_problem_goes_all_the_way(darcy: Path) -> None:
     folder, root = run(darcy).run_dir, darcy.parent
     scores = json.loads((folder / "evaluation" / "full.json").read_text())
