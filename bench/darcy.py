@@ -241,7 +241,14 @@ def train_model(
             ema=build_ema(module, EMA),
             settings=LoopSettings(validate_every="auto", checkpoint_interval=10**9, log_every=50, clock="process"),
             validate=lambda: validation_error(
-                nrmse, emulator, {TASK: sets["valid"]}, max_samples=None, steps=1, mode="physical", device=CPU
+                nrmse,
+                emulator,
+                {TASK: sets["valid"]},
+                max_samples=None,
+                steps=1,
+                mode="physical",
+                batch_size=32,
+                device=CPU,
             ),
             checkpoints=CheckpointStore(folder / "checkpoints", fingerprint={}),
             monitor=Monitor("darcy", []),

@@ -17,6 +17,7 @@ NOTHING = {"lambda_forward": 0.0, "lambda_relative": 0.0, "lambda_spectral": 0.0
 TRAINS_CODEC = {"latent": {"codec": {"train_with_operator": True}}}
 PRIORS = {"enabled": True, "lambda_conservation": 0.1}
 LATENT_PRIORS = {"enabled": True, "lambda_latent_norm": 0.1}
+STUDENT = {"stages": {"diff_residual": {"epochs": 1}, "consistency_distill": {"epochs": 1}}}
 CACHE = {"latent_cache_dir": "cache", "augment": False}
 
 
@@ -56,6 +57,23 @@ def test_shipped_files_load() -> None:
         ({"operator": {"pdet": {"hidden_dim": 36, "heads": 4}}}, "36 // 4 = 9; rotary pairs need an even head width"),
         ({"training": {"lambda_rollout": 0.1}}, "rollout_horizon is 1"),
         ({"training": {"rollout_horizon": 2}}, "rollout_horizon is 2, but lambda_rollout is 0"),
+        (
+            {"training": {"lambda_rollout": 1.0, "rollout_horizon": 3, "rollout_gradient_steps": 3}},
+            "that is all of them; give fewer, or null",
+        ),
+        ({"training": {"rollout_gradient_steps": 1}}, "of a rollout_horizon of 1"),
+        (
+            {**STUDENT, "diffusion": {"student_steps": 9}},
+            "student_steps is 9, but the teacher's path has 8 steps",
+        ),
+        (
+            {"stages": {**STUDENT["stages"], "consistency_distill": {"epochs": 1, "distill_num_taus": 1}}},
+            "taught at one tau alone",
+        ),
+        (
+            {"stages": {**STUDENT["stages"], "consistency_distill": {"epochs": 1, "tau_schedule": [3, 1]}}},
+            "taught at one tau alone",
+        ),
         ({"training": NOTHING}, "all 0: there is nothing to minimise"),
         ({"training": {**NOTHING, "lambda_inv_dec": 1.0}}, "nothing to minimise"),
         ({"training": {**NOTHING, "lambda_rollout": 1.0, "rollout_horizon": 2}}, "with rollout_start 0"),

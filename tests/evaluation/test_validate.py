@@ -22,6 +22,6 @@ def test_validation_takes_trajectories_from_all_over_a_split(most: int | None, m
         return (nrmse(prediction, truth) > 0).double()
 
     found = validation_error(
-        missed, emulator, sets, max_samples=most, steps=None, mode="physical", device=torch.device("cpu")
+        missed, emulator, sets, max_samples=most, steps=None, mode="physical", batch_size=3, device=torch.device("cpu")
     )
     assert found == pytest.approx(moving / min(10, most or 10))

@@ -168,6 +168,23 @@ def test_a_model_that_does_not_fit_the_grid_is_found_before_training(tmp_path: P
     assert "multiple of 12" in problems[0].what
 
 
+@pytest.mark.parametrize(("steps", "warmup", "refused"), [(9, 3, True), (13, 3, False), (1, 0, False)])
+def test_inverse_terms_that_would_never_count_are_a_problem(
+    burgers: Path, steps: int, warmup: int, refused: bool
+) -> None:
+    """Of three steps an epoch, the fifth epoch is the first in which they count after a warm-up of three."""
+    changes = [
+        "latent.codec.train_with_operator=true",
+        "training.lambda_inv_enc=0.1",
+        f"training.inverse_loss_warmup_epochs={warmup}",
+        "training.batch_size=24",
+        f"stages.operator.steps={steps}",
+    ]
+    found = [problem.what for problem in check(burgers, *changes).problems]
+    assert [what for what in found if "training.lambda_inv_enc would never count" in what] == found
+    assert bool(found) == refused
+
+
 def test_a_run_whose_checks_fail_leaves_no_folder(burgers: Path, tmp_path: Path) -> None:
     (burgers.parent / "b.hdf5").write_bytes(b"no HDF5")
     with pytest.raises(UpsError):

@@ -60,24 +60,41 @@ def test_a_frozen_codec_gets_no_gradient() -> None:
     assert found["encoder"] == found["decoder"] == 0
 
 
-def test_the_roll_outs_gradient_goes_through_all_steps() -> None:
-    """With only the third frame in the loss, every one of the three applications of the operator is seen."""
-    objective = OperatorObjective(
-        make_simulator(16), AUGMENTS, replace(NOTHING, rollout=1.0, rollout_horizon=3), InverseCurriculum(0, 1.0)
-    )
+@pytest.mark.parametrize(("last", "reached"), [(None, [0, 1, 2, 3]), (2, [2, 3]), (1, [3])])
+def test_the_roll_outs_gradient_goes_through_its_last_steps(last: int | None, reached: list[int]) -> None:
+    """Applications of the operator that the roll-out's term sends a gradient to: all of them, or the last."""
+    terms = replace(NOTHING, rollout=1.0, rollout_horizon=4, rollout_gradient_steps=last)
+    objective = OperatorObjective(make_simulator(16), AUGMENTS, terms, InverseCurriculum(0, 1.0))
     calls: list[torch.Tensor] = []
 
     def keep(_module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        output.retain_grad()
+        if output.requires_grad:
+            output.retain_grad()
         calls.append(output)
 
     handle = objective.simulator.operator.register_forward_hook(keep)
-    loss, metrics = objective(make_batch(horizon=3), torch.Generator().manual_seed(0))
+    loss, metrics = objective(make_batch(horizon=4), torch.Generator().manual_seed(0))
     handle.remove()
     loss.backward()
-    assert len(calls) == 3
-    assert all(out.grad is not None and out.grad.norm() > 0 for out in calls)
+    assert len(calls) == 4
+    assert [step for step, out in enumerate(calls) if out.grad is not None and out.grad.norm() > 0] == reached
     assert set(metrics) == {"rollout"}
+
+
+def test_the_last_steps_of_a_roll_out_are_compared_as_all_are() -> None:
+    """Of a roll-out's last step alone, the term is that frame's error; those of one step stay."""
+    batch, rng = make_batch(horizon=3), torch.Generator().manual_seed(0)
+    whole = replace(NOTHING, rollout=1.0, rollout_horizon=3)
+    found = {}
+    for last, horizon in ((None, 2), (None, 3), (1, 3)):
+        terms = replace(whole, forward=1.0, rollout_gradient_steps=last)
+        part = replace(batch, frames=batch.frames[:, : batch.context + horizon])
+        _, found[last, horizon] = OperatorObjective(make_simulator(16), AUGMENTS, terms, InverseCurriculum(0, 1.0))(
+            part, rng.manual_seed(0)
+        )
+    assert len({float(one["forward"]) for one in found.values()}) == 1
+    second, both, third = (float(one["rollout"]) for one in found.values())
+    assert both == pytest.approx((second + third) / 2, rel=1e-5)
 
 
 def test_roll_outs_join_late() -> None:

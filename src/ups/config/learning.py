@@ -169,7 +169,10 @@ class TrainingSettings(Group):
     lambda_rollout: NonNegativeFloat = 0.0
     """Weight of the relative L2 error of all steps of a roll-out but the first."""
     rollout_horizon: PositiveInt = 1
-    """Steps of that roll-out; the gradient goes through all of them."""
+    """Steps of that roll-out."""
+    rollout_gradient_steps: PositiveInt | None = None
+    """Steps at the roll-out's end that the term is of, and that its gradient goes back through (1 is the pushforward
+    of Brandstetter et al. 2022); null takes all."""
     rollout_start: Fraction = 0.7
     """Part of the budget after which roll-outs join the loss."""
     lambda_spectral: NonNegativeFloat = 0.0
@@ -209,6 +212,11 @@ class TrainingSettings(Group):
             raise ValueError(
                 f"rollout_horizon is {self.rollout_horizon}, but lambda_rollout is 0: roll-outs would have no weight; "
                 "give lambda_rollout above 0, or rollout_horizon 1"
+            )
+        if self.rollout_gradient_steps is not None and self.rollout_gradient_steps >= self.rollout_horizon:
+            raise ValueError(
+                f"rollout_gradient_steps is {self.rollout_gradient_steps}, of a rollout_horizon of "
+                f"{self.rollout_horizon}: that is all of them; give fewer, or null"
             )
         always_rolls_out = self.lambda_rollout > 0 and self.rollout_start == 0
         if self.lambda_forward == self.lambda_relative == self.lambda_spectral == 0 and not always_rolls_out:

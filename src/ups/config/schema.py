@@ -88,7 +88,8 @@ class EvaluationSettings(Group):
     baselines: Annotated[tuple[BaselineName, ...], BeforeValidator(_with_persistence)] = ("persistence",)
     """Trained on the same data and scored beside the model; persistence always is."""
     batch_size: PositiveInt = 32
-    """Trajectories, or members of ensembles, rolled out together; the wall clock is taken of such a batch."""
+    """Trajectories, or members of ensembles, rolled out together; the wall clock is taken of such a batch. Validations
+    during training take as many trajectories, each with all its members."""
     members: NonNegativeInt = 8
     """Roll-outs in the ensemble of each trajectory, where the model draws; 0 or 1 rolls no ensemble."""
     corrector_every: PositiveInt = 1
@@ -198,9 +199,27 @@ class Settings(Group):
                 "training.physics_priors.lambda_conservation is above 0, but guards.conservation keeps the integrals "
                 "already: the term would be zero by construction; give it 0, or make guards.conservation false"
             )
+        if not self.stages.consistency_distill.skipped:
+            self._check_student()
         if self.training.latent_cache_dir is not None:
             self._check_latent_cache()
         return self
+
+    def _check_student(self) -> None:
+        """A student is taught at every place that it samples from."""
+        wanted, distill = self.diffusion.student_steps, self.stages.consistency_distill
+        if wanted > distill.teacher_steps:
+            raise ValueError(
+                f"diffusion.student_steps is {wanted}, but the teacher's path has "
+                f"{distill.teacher_steps} steps to land from: give stages.consistency_distill.teacher_steps at least "
+                f"{wanted}, or fewer student_steps"
+            )
+        if wanted > 1 and (distill.tau_schedule or (distill.distill_num_taus,))[-1] == 1:
+            raise ValueError(
+                f"diffusion.student_steps is {wanted}, but the student would be taught at one tau alone, that of pure "
+                "noise: give stages.consistency_distill.distill_num_taus (or the last of tau_schedule) at least 2, or "
+                "student_steps 1"
+            )
 
     def _check_latent_cache(self) -> None:
         """Latents are kept for a codec and for fields that stay as they are."""

@@ -16,8 +16,6 @@ from ups.evaluation.rollout import reconstruct, rollout_ensembles, rollout_traje
 from ups.evaluation.uncertainty import fair_crps
 from ups.models.emulator import Emulator
 
-BATCH = 32  # trajectories, or frames, at once
-
 
 def validation_error(
     metric: Callable[[Tensor, Tensor], Tensor],
@@ -27,6 +25,7 @@ def validation_error(
     max_samples: int | None,
     steps: int | None,
     mode: str,
+    batch_size: int,
     device: torch.device,
 ) -> float:
     """Mean over tasks and their trajectories of the roll-out's error; infinite where a roll-out is not finite.
@@ -37,6 +36,7 @@ def validation_error(
         max_samples: trajectories per task, spread evenly over the set; None takes all.
         steps: frames to predict; None goes to the end of each trajectory.
         mode: `latent` or `physical`.
+        batch_size: trajectories at once.
     """
     scores = []
     for trajectories in sets.values():
@@ -47,7 +47,7 @@ def validation_error(
             context=emulator.context,
             steps=steps,
             mode=mode,
-            batch_size=BATCH,
+            batch_size=batch_size,
             device=device,
         )
         scores.append(torch.cat([metric(batch.prediction, batch.truth) for batch in batches]).mean().item())
@@ -55,12 +55,14 @@ def validation_error(
     return score if math.isfinite(score) else math.inf
 
 
-def validation_reconstruction(emulator: Emulator, sets: Mapping[str, TrajectorySet], *, device: torch.device) -> float:
-    """Mean over tasks of the codec's nrmse over every validation frame."""
+def validation_reconstruction(
+    emulator: Emulator, sets: Mapping[str, TrajectorySet], *, batch_size: int, device: torch.device
+) -> float:
+    """Mean over tasks of the codec's nrmse over every validation frame, `batch_size` of them at once."""
     scores = []
     for trajectories in sets.values():
         each = [
-            nrmse(*reconstruct(emulator, trajectories, index, batch_size=BATCH, device=device))
+            nrmse(*reconstruct(emulator, trajectories, index, batch_size=batch_size, device=device))
             for index in range(trajectories.num)
         ]
         scores.append(torch.cat(each).mean().item())
@@ -75,6 +77,7 @@ def validation_crps(
     max_samples: int | None,
     steps: int | None,
     mode: str,
+    batch_size: int,
     device: torch.device,
 ) -> list[list[float]]:
     """The ensemble's CRPS over the truth's size of every trajectory, task by task.
@@ -83,7 +86,7 @@ def validation_crps(
 
     Args:
         members: roll-outs of each trajectory, two or more.
-        max_samples, steps, mode: as in `validation_error`.
+        max_samples, steps, mode, batch_size: as in `validation_error`.
     """
     scores = []
     for trajectories in sets.values():
@@ -96,7 +99,7 @@ def validation_crps(
             context=emulator.context,
             steps=steps,
             mode=mode,
-            batch_size=BATCH * members,
+            batch_size=batch_size * members,
             device=device,
         )
         each = [over_size(fair_crps(one.members, one.truth).mean(1), mean_square(one.truth)) for one in batches]

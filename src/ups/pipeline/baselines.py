@@ -14,7 +14,7 @@ from ups.models.store import load_weights
 from ups.pipeline.plan import Plan, run_plan
 from ups.pipeline.records import digest
 from ups.pipeline.train import find_focus, fit_closed_form
-from ups.pipeline.validation import validation_of
+from ups.pipeline.validation import chosen_on, validation_of
 from ups.pipeline.workspace import Workspace
 from ups.runtime import seed_everything
 from ups.training.baselines import baseline_objective, baseline_training
@@ -70,7 +70,8 @@ def train_emulator(
         training.pop("focus")
     shapes = {name: tuple(value.shape) for name, value in emulator.state_dict().items()}
     parts = emulator.parts if isinstance(emulator, NetworkEmulator) else {}
-    key = digest(before, step, budget.amount, training, optimizer.model_dump(mode="json"), shapes, parts)
+    chosen_by = chosen_on(settings, workspace.main_stage)
+    key = digest(before, step, budget.amount, training, optimizer.model_dump(mode="json"), shapes, parts, chosen_by)
     folder = workspace.run_dir / "baselines" / emulator.name / "model"
     if workspace.records.done(step, key, folder):
         load_weights(emulator, folder)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ups.config.schema import StageName
+from ups.config.schema import INVERSE_TERMS, Settings, StageName
 from ups.data.latents import free_memory
 from ups.errors import UpsError
 from ups.models.baselines import make_baseline
@@ -32,6 +32,7 @@ from ups.training.stages import build_augments, build_objective
 
 BYTES = 4  # of a float32
 IN_CHECKPOINT = 5  # floats of a trained parameter: itself, two moments, average, best value so far
+LATE = 10**6  # an epoch at which every term of a loss counts
 IN_MEMORY = 1 + 2 * IN_CHECKPOINT  # its gradient besides, and a copy of what is being saved
 
 
@@ -131,7 +132,7 @@ def _try_batch(
         before: bytes that the process takes without any training.
     """
     with closing(make_loader(workspace, batch_size)) as loader:
-        loader.set_horizon(objective.plan(0, 1.0))
+        loader.set_horizon(objective.plan(LATE, 1.0))
         batch, steps_per_epoch = next(iter(loader)).to(workspace.device), loader.steps_per_epoch
     loop = LoopSettings.of(workspace.settings.training, patience=None)
     rng = torch.Generator(workspace.device).manual_seed(0)
@@ -158,6 +159,7 @@ def _try_batch(
     count, everything = _sizes(objective.module)
     steps = None if budget is None else budget.steps(steps_per_epoch / loop.accum_steps)
     steps = 0 if _is_exact(objective) else steps
+    _require_inverse_terms(workspace.settings, name, budget, steps, seconds, steps_per_epoch / loop.accum_steps)
     return Trial(
         name=name,
         parameters=count,
@@ -197,6 +199,27 @@ def _sizes(module: nn.Module) -> tuple[int, int]:
 def _is_exact(objective: Objective) -> bool:
     """Whether there is nothing to train, because the codec loses nothing."""
     return isinstance(objective, CodecObjective) and all(one.lossless for one in objective.simulator.codecs.values())
+
+
+def _require_inverse_terms(
+    settings: Settings, name: str, budget: Budget | None, steps: int | None, seconds: float, per_epoch: float
+) -> None:
+    """Refuses terms `lambda_inv_*` of a training that ends before they begin.
+
+    Raises:
+        UpsError: so it does; one with a budget in seconds would at twice the speed of the step tried, too.
+    """
+    training = settings.training
+    wanted = [name for name in INVERSE_TERMS if getattr(training, name) > 0]
+    if name != "operator" or not wanted or budget is None:
+        return
+    epochs = (2 * budget.amount / seconds if steps is None else steps) / per_epoch
+    if epochs <= training.inverse_loss_warmup_epochs + (training.inverse_loss_warmup_epochs > 0):
+        raise UpsError(
+            f"training.{' and training.'.join(wanted)} would never count: the operator trains for at most {epochs:.3g} "
+            f"epochs, and training.inverse_loss_warmup_epochs is {training.inverse_loss_warmup_epochs}; lower that, or "
+            "give the operator a larger budget"
+        )
 
 
 def _seconds(budget: Budget | None, steps: int | None, seconds: float) -> float | None:

@@ -61,6 +61,7 @@ def ensemble_errors(workspace: Workspace, simulator: Simulator, size: EnsembleSi
             max_samples=_samples(workspace, size),
             steps=_frames(workspace, size),
             mode=workspace.settings.evaluation.rollout_mode,
+            batch_size=workspace.settings.evaluation.batch_size,
             device=workspace.device,
         )
 
@@ -84,6 +85,7 @@ def operator_error(workspace: Workspace, simulator: Simulator, size: EnsembleSiz
         max_samples=_samples(workspace, size),
         steps=_frames(workspace, size),
         mode=workspace.settings.evaluation.rollout_mode,
+        batch_size=workspace.settings.evaluation.batch_size,
         device=workspace.device,
     )
 

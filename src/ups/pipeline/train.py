@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ from ups.pipeline.effort import Effort, expected_steps
 from ups.pipeline.ensembles import DistanceToTeacher, EnsembleScore, calibrate
 from ups.pipeline.plan import Plan, model_settings, run_plan
 from ups.pipeline.records import digest
-from ups.pipeline.validation import validation_of
+from ups.pipeline.validation import chosen_on, validation_of
 from ups.pipeline.workspace import Workspace
 from ups.training.diffusion import DiffusionObjective, DistillObjective, fit_scales
 from ups.training.focus import Focus
@@ -202,12 +201,6 @@ def train_stage(
         plan = with_ensembles(workspace, plan, simulator, objective)
     run_plan(workspace, plan, folder)
     return key
-
-
-def chosen_on(settings: Settings, stage: StageName) -> dict[str, Any]:
-    """The settings of the roll-outs by which a stage's weights and spread are chosen; a codec is not rolled out."""
-    evaluation = resolved(settings)["evaluation"]
-    return {} if stage == "codec" else {name: evaluation[name] for name in ("small", "rollout_mode")}
 
 
 def with_ensembles(

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from statistics import fmean
+from typing import Any
 
+from ups.config.load import resolved
+from ups.config.schema import Settings, StageName
 from ups.data.trajectories import TrajectorySet
 from ups.errors import DataError
 from ups.evaluation.metrics import nrmse
@@ -43,19 +46,27 @@ def validation_of(workspace: Workspace, stage: str, emulator: Emulator) -> Valid
     Raises:
         DataError: there are no validation trajectories.
     """
-    scope, valid = workspace.settings.evaluation.small, workspace.splits["valid"]
+    evaluation, valid = workspace.settings.evaluation, workspace.splits["valid"]
     if not all(part.num for part in valid.values()):
         raise DataError("no validation trajectories: raise data.split.valid, or name data.split.valid_files")
     by_task, device = workspace.settings.training.log_per_task_metrics, workspace.device
     if stage == "codec":
-        return Validation(partial(validation_reconstruction, emulator, device=device), valid, by_task)
+        reconstruct = partial(validation_reconstruction, emulator, batch_size=evaluation.batch_size, device=device)
+        return Validation(reconstruct, valid, by_task)
     measure = partial(
         validation_error,
         nrmse,
         emulator,
-        max_samples=scope.max_samples,
-        steps=scope.steps,
-        mode=workspace.settings.evaluation.rollout_mode,
+        max_samples=evaluation.small.max_samples,
+        steps=evaluation.small.steps,
+        mode=evaluation.rollout_mode,
+        batch_size=evaluation.batch_size,
         device=device,
     )
     return Validation(measure, valid, by_task)
+
+
+def chosen_on(settings: Settings, stage: StageName) -> dict[str, Any]:
+    """The settings of the roll-outs by which a stage's weights and spread are chosen; a codec is not rolled out."""
+    evaluation = resolved(settings)["evaluation"]
+    return {} if stage == "codec" else {name: evaluation[name] for name in ("small", "rollout_mode")}

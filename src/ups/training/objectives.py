@@ -38,6 +38,7 @@ class OperatorTerms:
     rollout: float = 0.0
     rollout_horizon: int = 1
     rollout_start: float = 0.7
+    rollout_gradient_steps: int | None = None
     spectral: float = 0.0
     inverse_frequency: int = 1
     num_queries: int | None = None
@@ -153,13 +154,21 @@ class OperatorObjective:
         truth = self._encode(batch, rng) if batch.latents is None else self._take(batch, batch.latents)
         index = sample_queries(batch.frames.shape[3:], self.terms.num_queries, rng)
 
-        state, predictions = truth.z[:, : batch.context], []
-        for _ in range(batch.horizon):
-            z_next = self.simulator.advance(state, task=batch.task, dt=batch.dt, params=batch.params)
+        state, predictions, learned = truth.z[:, : batch.context], [], self._learned_from(batch.horizon)
+        for step in range(batch.horizon):
+            if 0 < step <= learned:
+                state = state.detach()
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not 0 < step < learned):
+                z_next = self.simulator.advance(state, task=batch.task, dt=batch.dt, params=batch.params)
             predictions.append(z_next)
             state = torch.cat([state[:, 1:], z_next[:, None]], dim=1)
         with full_precision(truth.z):
             return self._weigh(predictions, truth, batch, index)
+
+    def _learned_from(self, horizon: int) -> int:
+        """The first step of a roll-out that its term is of, and that its gradient goes back to."""
+        last = self.terms.rollout_gradient_steps
+        return 0 if last is None else max(0, horizon - last)
 
     def _encode(self, batch: Batch, rng: torch.Generator) -> Truth:
         """The truth of the batch's frames, moved at random."""
@@ -244,7 +253,8 @@ class OperatorObjective:
         return Prediction(frames, truth, torch.stack(predictions, dim=1), batch.params, batch.dt)
 
     def _rollout(self, fields: list[Tensor], truth: Tensor, index: Tensor | None) -> Tensor:
-        terms = [self._relative(field, truth[:, k], index) for k, field in enumerate(fields) if k > 0]
+        learned = max(1, self._learned_from(len(fields)))
+        terms = [self._relative(field, truth[:, k], index) for k, field in enumerate(fields) if k >= learned]
         return torch.stack(terms).mean()
 
     @staticmethod

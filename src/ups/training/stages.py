@@ -64,6 +64,7 @@ def build_objective(
         rollout=training.lambda_rollout,
         rollout_horizon=training.rollout_horizon,
         rollout_start=training.rollout_start,
+        rollout_gradient_steps=training.rollout_gradient_steps,
         spectral=training.lambda_spectral,
         inverse_frequency=training.inverse_loss_frequency,
         num_queries=queries,
