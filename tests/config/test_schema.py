@@ -26,6 +26,13 @@ def build(tree: Mapping[str, Any]) -> Settings:
     return Settings.model_validate(deep_merge({"data": {"task": "burgers1d"}}, tree))
 
 
+def test_a_stage_that_overrides_something_else_keeps_its_budget() -> None:
+    stages = build({"stages": {"operator": {"patience": 3}, "codec": {"scheduler": {"name": "wsd"}}}}).stages
+    assert (stages.operator.epochs, stages.operator.patience) == (100, 3)
+    assert stages.codec.epochs == 20
+    assert build({"stages": {"operator": {"patience": 3, "seconds": 5}}}).stages.operator.epochs is None
+
+
 def test_shipped_files_load() -> None:
     assert SHIPPED
     for path in SHIPPED:
@@ -41,13 +48,18 @@ def test_shipped_files_load() -> None:
         ({"data": {"split": {"valid": 0.0, "test": 0.0}}}, "valid and test would be empty"),
         ({"data": {"split": {"train_files": "a", "test_files": "b", "valid": 0.0}}}, "valid would be empty"),
         ({"data": {"split": {"train_files": "a.h5"}}}, "both train_files and test_files"),
+        ({"data": {"split": {"train_files": "a", "test_files": "b", "train": 0.5}}}, "train would not be read"),
+        (
+            {"data": {"split": {"train_files": "a", "test_files": "b", "valid_files": "c", "seed": 1}}},
+            "seed would not be read",
+        ),
         ({"data": {"split": {"valid_files": "a.h5"}}}, "both train_files and test_files"),
         ({"data": {"files": "a.h5", "split": {"train_files": "b", "test_files": "c"}}}, "not both"),
         ({"data": {"task": ["a", "a"]}}, "named once"),
         ({"data": {"task": ["a", "b"], "files": "a.h5"}}, "must be a mapping"),
         ({"data": {"task": ["a", "b"], "files": {"a": "a.h5"}}}, "names the tasks a"),
         ({"data": {"context": 0}}, "greater than 0"),
-        ({"stages": {"codec": {"patience": 3}}}, "exactly one budget"),
+        ({"stages": {"diff_residual": {"patience": 3}}}, "exactly one budget"),
         ({"stages": {"codec": {"epochs": 1, "seconds": 1}}}, "found epochs and seconds"),
         ({"stages": {"codec": {"epochs": 0}, "operator": {"epochs": 0}}}, "nothing would be trained"),
         (

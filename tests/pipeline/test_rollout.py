@@ -60,6 +60,30 @@ def test_predictions_are_no_data_but_a_place_to_go_on_from_in_a_folder_that_is_m
         assert file["tensor"].shape == (12, 3, 32)
 
 
+def test_a_file_is_thinned_as_the_data_of_the_run_were(tmp_path: Path) -> None:
+    """With a time stride, a resolution and two given frames: whole files fit, and what was predicted of them."""
+    write_task(tmp_path / "b.hdf5", "burgers1d", num=12, frames=8, resolution=32, Nu=0.01)
+    config = write_config(tmp_path, "burgers1d", ["b.hdf5"])
+    folder = train(config, "data.time_stride=2", "data.resolution=16", "data.context=2").run_dir
+    rollout_file(folder, tmp_path / "b.hdf5", 3, tmp_path / "out.hdf5", None)
+    rollout_file(folder, tmp_path / "out.hdf5", 1, tmp_path / "further.hdf5", None)
+    with h5py.File(tmp_path / "b.hdf5") as file, h5py.File(tmp_path / "out.hdf5") as out:
+        np.testing.assert_array_equal(out["tensor"][:, :2], file["tensor"][:, 0:3:2, ::2])
+        assert out["tensor"].shape == (12, 5, 16)
+        np.testing.assert_allclose(out["x-coordinate"], file["x-coordinate"][::2])
+        np.testing.assert_allclose(np.diff(out["t-coordinate"]), 2 * np.diff(file["t-coordinate"])[0], rtol=1e-5)
+    with h5py.File(tmp_path / "b.hdf5", "r+") as file:
+        file["tensor"][5, 2, 7] = np.nan
+    with pytest.raises(DataError, match=r"b.hdf5.*trajectory 5, frame 2, field u"):
+        rollout_file(folder, tmp_path / "b.hdf5", 3, tmp_path / "no.hdf5", None)
+    with h5py.File(tmp_path / "b.hdf5", "r+") as file:
+        short, times = file["tensor"][:3, :2], file["t-coordinate"][:2]
+        del file["tensor"], file["t-coordinate"]
+        file["tensor"], file["t-coordinate"] = short, times
+    with pytest.raises(UpsError, match=r"b.hdf5: trajectory 0 has 1 frame.s. of those 2 apart.*is given 2"):
+        rollout_file(folder, tmp_path / "b.hdf5", 3, tmp_path / "no.hdf5", None)
+
+
 def test_a_roll_out_keeps_the_integral_when_asked(tmp_path: Path) -> None:
     """Of a model trained without guards, from the frame before the first predicted one."""
     write_task(tmp_path / "b.hdf5", "burgers1d", num=12, frames=8, resolution=32, Nu=0.01)
@@ -99,6 +123,12 @@ def test_what_does_not_fit_a_finished_run_is_refused(burgers: Path, tmp_path: Pa
     with pytest.raises(UsageError, match="no array of points"):
         rollout_file(folder, tmp_path / "fine.hdf5", 2, tmp_path / "out.h5", tmp_path / "bad.npy")
     assert not (tmp_path / "out.h5").exists()
+    (folder / "metadata.json").write_text("{")
+    with pytest.raises(UpsError, match=r"metadata.json is damaged"):
+        evaluate_run(folder, [], "test", SilentProgress())
+    (folder / "metadata.json").unlink()
+    with pytest.raises(UpsError, match="is not finished, so that it is not known which data"):
+        evaluate_run(folder, [], "test", SilentProgress())
 
 
 def test_a_run_of_another_machine_is_used_on_the_device_that_there_is(

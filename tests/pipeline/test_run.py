@@ -126,7 +126,21 @@ def test_what_is_no_better_than_standing_still_is_not_evaluated_in_full(burgers:
     assert "Only the small evaluation exists" in (outcome.run_dir / "report.html").read_text()
     again = run(burgers, gates)
     assert again == outcome
+    honest = (scores / "small.json").read_text()
+    edited = json.loads(honest)
+    edited["tasks"]["burgers1d"]["nrmse"] = 0.0
+    edited["baselines"]["persistence"]["burgers1d"]["nrmse"] = 1.0
+    (scores / "small.json").write_text(json.dumps(edited))
+    once_more = run(burgers, gates)
+    assert not once_more.passed
+    assert "does not beat persistence" in once_more.messages[0]
+    assert not (scores / "full.json").exists()
     assert len(Leaderboard(burgers.parent / "runs" / "leaderboard.sqlite").entries()) == 1
+
+
+def test_settings_that_nothing_reads_with_time_are_refused(burgers: Path) -> None:
+    with pytest.raises(UsageError, match=r"prior.num_steps: burgers1d has time, and nothing would read"):
+        run(burgers, "prior.num_steps=6")
 
 
 def test_a_forced_step_is_done_again_with_all_that_comes_after(burgers: Path) -> None:

@@ -39,6 +39,8 @@ class SplitSettings(Group):
         named = (self.train_files, self.valid_files, self.test_files)
         if any(files is not None for files in named) and (self.train_files is None or self.test_files is None):
             raise ValueError("named files need both train_files and test_files (valid_files may be left out)")
+        if self.by_files:
+            self._check_unread()
         if not self.by_files and self.train + self.valid + self.test > 1 + 1e-9:
             raise ValueError(f"train + valid + test is {self.train + self.valid + self.test:g}; it must be at most 1")
         cut = ("train", "valid", "test") if not self.by_files else ("valid",) if self.valid_files is None else ()
@@ -46,6 +48,14 @@ class SplitSettings(Group):
         if empty:
             raise ValueError(f"{' and '.join(empty)} would be empty; training, choosing and judging each need a part")
         return self
+
+    def _check_unread(self) -> None:
+        """Refuses what says how to cut files that are named whole."""
+        ways = ("valid", "seed", "order") if self.valid_files is not None else ()
+        fields = type(self).model_fields
+        unread = [name for name in ("train", "test", *ways) if getattr(self, name) != fields[name].default]
+        if unread:
+            raise ValueError(f"{' and '.join(unread)} would not be read: the splits are named files; leave it out")
 
 
 class GenerateSettings(Group):

@@ -23,7 +23,7 @@ from ups.config.data import DataSettings
 from ups.config.gates import GateSettings
 from ups.config.kinds import Group, PathComponent, Word, as_tuple
 from ups.config.learning import DistillSettings, OptimizerSettings, StageSettings, TrainingSettings
-from ups.config.merge import deep_merge, move_task_alias
+from ups.config.merge import BUDGETS, deep_merge, move_task_alias
 from ups.config.physics import GuardSettings
 from ups.config.tracking import LoggingSettings
 
@@ -54,12 +54,19 @@ class StagesSettings(Group):
 
     @model_validator(mode="before")
     @classmethod
-    def _alias(cls, value: Any) -> Any:
-        if not isinstance(value, Mapping) or "diffusion_residual" not in value:
+    def _named(cls, value: Any) -> Any:
+        """Take the longer name, and let a stage that overrides something else keep its own budget."""
+        if not isinstance(value, Mapping):
             return value
-        if "diff_residual" in value:
+        if {"diff_residual", "diffusion_residual"} <= set(value):
             raise ValueError("diff_residual and diffusion_residual are one stage: name it once")
-        return {("diff_residual" if key == "diffusion_residual" else key): item for key, item in value.items()}
+        named = {("diff_residual" if key == "diffusion_residual" else key): item for key, item in value.items()}
+        for name, stage in named.items():
+            usual = cls.model_fields[name].default if name in cls.model_fields else None
+            if isinstance(stage, Mapping) and isinstance(usual, StageSettings) and not usual.skipped:
+                given = any(stage.get(key) is not None for key in BUDGETS)
+                named[name] = stage if given else {**stage, "epochs": usual.epochs}
+        return named
 
 
 class EvaluationScope(Group):

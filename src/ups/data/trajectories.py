@@ -332,17 +332,18 @@ def hash_frames(frames: Float32[np.ndarray, "time channel *grid"]) -> str:
 
 
 def not_finite(
-    file: TrajectoryFile, numbers: np.ndarray, block: Float32[np.ndarray, "trajectory time channel *grid"]
+    file: TrajectoryFile,
+    numbers: np.ndarray,
+    block: Float32[np.ndarray, "trajectory time channel *grid"],
+    time_stride: int = 1,
 ) -> list[DataProblem]:
-    """For each trajectory of a block with NaN or Inf, a problem that names the first frame with one."""
-    if np.isfinite(block).all():
-        return []
+    """For each trajectory with NaN or Inf, a problem that names its first such frame; `block` holds every k-th."""
     bad = ~np.isfinite(block).all(axis=tuple(range(3, block.ndim)))
     problems = []
     for number, frames in zip(numbers, bad, strict=True):
         if frames.any():
             frame, channel = (int(place[0]) for place in np.nonzero(frames))
             names = file.equation.roles[min(frame, len(file.equation.roles) - 1)]
-            where = f"{file.place(int(number))}, frame {frame}, field {names[channel].name}"
+            where = f"{file.place(int(number))}, frame {frame * time_stride}, field {names[channel].name}"
             problems.append(DataProblem(str(file.path), "NaN or Inf", where, "remove or regenerate the trajectory"))
     return problems

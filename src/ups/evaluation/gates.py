@@ -51,7 +51,7 @@ class Scored:
             KeyError: the file lacks its protocol or its tasks.
         """
         protocol = scores["protocol"]
-        machine = {key: protocol.get(key) for key in ("device", "threads", "batch_size")}
+        machine = {key: protocol.get(key) for key in ("device", "processor", "threads", "batch_size")}
         reasons = scores.get("reasons", {}).get("tasks", {})
         return cls(run, model, protocol["hash"], scores["tasks"], reasons, draws, machine)
 
@@ -233,7 +233,8 @@ def _ratio(task: str, metric: str, ratio: float, candidate: Scored, champion: Sc
 
 def _machine(run: Scored) -> str:
     machine = run.machine
-    return f"{machine.get('device')} with {machine.get('threads')} threads, {machine.get('batch_size')} together"
+    where = f"{machine.get('device')} ({machine.get('processor')})"
+    return f"{where} with {machine.get('threads')} threads, {machine.get('batch_size')} together"
 
 
 def judge_small(scores: Mapping[str, Any]) -> Judgement:

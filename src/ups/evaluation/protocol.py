@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,12 +83,27 @@ def describe(
         "members_seed": protocol.seed,
         "tasks": tasks,
     }
-    machine = {"device": _device_name(device), "threads": torch.get_num_threads(), "batch_size": protocol.batch_size}
+    machine = {
+        "device": _device_name(device),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "batch_size": protocol.batch_size,
+    }
     return {**asked, **machine, "hash": _hash(asked)}
 
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def processor() -> str:
+    """The name of this machine's processor, or what kind it is of where the system does not say."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()
 
 
 def _hash(value: Any) -> str:

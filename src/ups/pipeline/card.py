@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from ups.files import write_whole
 from ups.hub import MODEL_FILES, require_repository, upload
 from ups.pipeline.before import require_run
 from ups.pipeline.promote import GATES, file_hash, model_hash, read_decision
-from ups.pipeline.records import StepRecords
+from ups.pipeline.records import StepRecords, read_record
 
 FULL = "evaluation/full.json"
 SCORES = {
@@ -70,9 +69,9 @@ def model_card(run: Path, repository: str) -> str:
     Raises:
         UpsError: the run's records or its verdict are damaged.
     """
-    model = _read(run / "model" / "config.json")
+    model = read_record(run / "model" / "config.json")
     unknown = _why_no_scores(run)
-    scores = {} if unknown else _read(run / FULL)
+    scores = {} if unknown else read_record(run / FULL)
     tasks: dict[str, Any] = model["tasks"]
     tags = ["physics", "pde", "surrogate", *tasks]
     lines = ["---", "library_name: ups", "tags:", *(f"  - {tag}" for tag in tags), "---", ""]
@@ -95,7 +94,7 @@ def model_card(run: Path, repository: str) -> str:
 
 
 def _trained_on(run: Path, tasks: Mapping[str, Any]) -> Iterator[str]:
-    hashes = _read(run / "data.json")
+    hashes = read_record(run / "data.json")
     for task, spec in tasks.items():
         splits = ", ".join(f"{len(of[task])} {split}" for split, of in hashes.items() if task in of)
         grid = " x ".join(map(str, spec["lattice"]))
@@ -171,21 +170,4 @@ def _steady(tasks: Mapping[str, Any]) -> bool:
 
 
 def _version(run: Path) -> str:
-    return str(_read(run / "metadata.json").get("versions", {}).get("ups", ups.__version__))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A record of the run; nothing where there is none.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it holds no object")
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged ({error}); run 'ups run' on its settings again") from error
-    return found
+    return str(read_record(run / "metadata.json").get("versions", {}).get("ups", ups.__version__))

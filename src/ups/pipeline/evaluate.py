@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from ups.config.load import load_settings
 from ups.data.pdebench import open_trajectories
 from ups.data.split import load_files
 from ups.data.trajectories import TrajectorySet
-from ups.errors import DataError
+from ups.errors import DataError, UpsError
 from ups.evaluation.evaluate import Protocol, evaluate
 from ups.files import require_files
 from ups.models.baselines import make_baseline
@@ -22,7 +21,7 @@ from ups.models.emulator import TaskSpec
 from ups.models.store import load_model
 from ups.pipeline.before import require_run
 from ups.pipeline.judge import Row, score_table
-from ups.pipeline.records import digest, write_json
+from ups.pipeline.records import digest, read_record, write_json
 from ups.pipeline.workspace import Workspace
 from ups.runtime import Progress
 
@@ -81,10 +80,15 @@ def own_split(workspace: Workspace, split: str) -> dict[str, TrajectorySet]:
     """A split of the run's own data, as it was when the run was trained.
 
     Raises:
+        UpsError: the run is not finished, or its record is damaged.
         DataError: the files have changed since, so that the split could hold trajectories that were trained on.
     """
-    path = workspace.run_dir / "metadata.json"
-    known = json.loads(path.read_text(encoding="utf-8")).get("data_hash") if path.is_file() else None
+    known = read_record(workspace.run_dir / "metadata.json").get("data_hash")
+    if known is None:
+        raise UpsError(
+            f"{workspace.run_dir} is not finished, so that it is not known which data it was trained on; run 'ups run' "
+            "on its settings again, or score files with --data"
+        )
     if known != workspace.data_hash:
         raise DataError(
             f"the data files have changed since {workspace.run_dir} was trained: their {split} split may hold "
@@ -95,8 +99,7 @@ def own_split(workspace: Workspace, split: str) -> dict[str, TrajectorySet]:
 
 def warn_of_overlap(workspace: Workspace, sets: Mapping[str, TrajectorySet]) -> None:
     """Says how many of the given trajectories the run was trained or chosen on."""
-    path = workspace.run_dir / "data.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = read_record(workspace.run_dir / "data.json")
     for task, given in sets.items():
         for split, verb in (("train", "trained"), ("valid", "chosen")):
             seen = len(set(given.hashes) & set(known.get(split, {}).get(task, ())))

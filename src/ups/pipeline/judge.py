@@ -18,7 +18,8 @@ from ups.evaluation.gates import Judgement, judge_small
 from ups.evaluation.rollout import rollout_trajectories
 from ups.models.emulator import Emulator
 from ups.physics.solvers.cost import SolverCost, coarsest_solver
-from ups.pipeline.promote import current_hashes
+from ups.pipeline.promote import current_hashes, file_hash
+from ups.pipeline.records import StepRecords
 from ups.pipeline.workspace import Workspace
 
 Row = dict[str, str]
@@ -40,14 +41,16 @@ SOLVER_SAMPLES = 4  # trajectories the reference solver is timed on
 def evaluate_in_steps(workspace: Workspace, emulators: Mapping[str, Emulator], key: str) -> Judgement:
     """The small evaluation and, where that passes its gate, the full one; what was done from `key` is not done again.
 
-    Each is recorded with the hashes of what it was made from and of the file it was written to.
+    Each is recorded with the hashes of what it was made from and of the file it was written to. A small evaluation that
+    was edited is done again before it lets a full one through.
 
     Returns:
         how the small evaluation was judged.
     """
     records, folder = workspace.records, workspace.run_dir / "evaluation"
     small, *full = folder / "small.json", folder / "full.json", folder / "fields.npz"
-    if not records.done("evaluate-small", key, small):
+    edited = not records.done("evaluate", key, *full) and small.is_file() and file_hash(small) != _recorded(records)
+    if edited or not records.done("evaluate-small", key, small):
         records.forget("evaluate")
         for path in full:  # of another model
             path.unlink(missing_ok=True)
@@ -56,6 +59,12 @@ def evaluate_in_steps(workspace: Workspace, emulators: Mapping[str, Emulator], k
     if judgement.passed and not records.done("evaluate", key, *full):
         _evaluate_step(workspace, emulators, "full", "test", key)
     return judgement
+
+
+def _recorded(records: StepRecords) -> str | None:
+    """The hash of the small evaluation as it was written."""
+    hashes = records.note("evaluate-small", "hashes", {})
+    return hashes.get("small evaluation") if isinstance(hashes, dict) else None
 
 
 def _evaluate_step(workspace: Workspace, emulators: Mapping[str, Emulator], scope: str, split: str, key: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ups.config.load import resolved
 from ups.config.schema import Settings
-from ups.errors import UpsError
+from ups.errors import CheckpointError, UpsError
 from ups.files import write_whole
 from ups.runtime import run_id
 
@@ -42,6 +42,23 @@ def write_json(path: Path, value: Any) -> None:
         UpsError: the folder cannot be written, or the disk is full.
     """
     write_whole(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record of the run; nothing where there is none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); run 'ups run' on its settings again") from error
+    return found
 
 
 class StepRecords:

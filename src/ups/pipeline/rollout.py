@@ -9,9 +9,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 
+from ups.config.data import DataSettings
+from ups.data.fields import centred_axes
 from ups.data.pdebench import PREDICTED_BY, TrajectoryFile, open_trajectories
+from ups.data.problems import BadDataError
+from ups.data.trajectories import Source, not_finite, time_step
 from ups.errors import UpsError, UsageError
 from ups.files import write_whole
 from ups.models.emulator import TaskSpec
@@ -66,9 +71,10 @@ def rollout_file(
     surrogate, progress = load(run, workspace.device), progress or SilentProgress()
     only = surrogate.tasks[0] if len(surrogate.tasks) == 1 else None
     with open_trajectories(source, only, min_frames=1, predictions=True) as file:
-        spec = matching_spec(surrogate, file)
+        kept = thinned(surrogate, file, workspace.settings.data)
+        spec, axes = matching_spec(surrogate, kept)
         mode = mode or (None if spec.steady else evaluated)
-        predictions, context = [], file.read(np.arange(file.num_trajectories), 0, spec.context)
+        predictions, context = [], first_frames(kept, spec.context)
         together = max(1, BATCH // (members or 1))
         progress.start("roll out", float(file.num_trajectories), "trajectories")
         for first in range(0, file.num_trajectories, together):
@@ -93,7 +99,6 @@ def rollout_file(
         progress.finish(f"{steps} step{'s' if steps > 1 else ''}{f', {members} members' if members else ''}")
         times = float(file.times[0]) + spec.dt * np.arange(spec.context + steps)
         parameters = {p.keys[0]: file.params[:, i] for i, p in enumerate(get_equation(spec.name).parameters)}
-        axes = file.grid.axes
     drawn = None if members is None else torch.cat(predictions, dim=1)
     predicted = torch.cat(predictions) if drawn is None else drawn.mean(dim=0)
     with h5py.File(out.name, "w", driver="core", backing_store=False) as target:  # in memory: a full disk meets bytes
@@ -130,30 +135,69 @@ def read_points(path: Path) -> np.ndarray:
     return values.astype(np.float64)
 
 
-def matching_spec(surrogate: Surrogate, file: TrajectoryFile) -> TaskSpec:
-    """The task of the model that a file belongs to.
+def thinned(surrogate: Surrogate, file: TrajectoryFile, data: DataSettings) -> Source:
+    """All trajectories of a file, thinned as the run's own data were where it does not fit the model as it is.
 
     Raises:
-        UpsError: the model was not trained on the file's task, or on another grid or time step.
+        UpsError: the model was not trained on the file's task.
     """
+    spec, shape = surrogate.spec(file.task), tuple(file.grid.shape)
+    strides, stride = (1,) * len(shape), 1
+    if data.resolution and not surrogate.emulator.takes_grid(shape, spec):
+        coarse = tuple(size // data.resolution for size in shape if size % data.resolution == 0)
+        strides = coarse if len(coarse) == len(shape) else strides
+    if len(file.times) > 1 and math.isclose(data.time_stride * time_step(file), spec.dt, rel_tol=1e-3):
+        stride = data.time_stride
+    return Source(file, np.arange(file.num_trajectories), stride, strides)
+
+
+def first_frames(kept: Source, num: int) -> Float32[np.ndarray, "trajectory time channel *grid"]:
+    """The first frames that are kept of every trajectory.
+
+    Raises:
+        UpsError: a trajectory has fewer.
+        BadDataError: values are not finite.
+    """
+    file, numbers = kept.file, np.arange(kept.file.num_trajectories)
+    short = int(kept.lengths.argmin())
+    if kept.lengths[short] < num:
+        every = f" of those {kept.time_stride} apart" if kept.time_stride > 1 else ""
+        raise UpsError(
+            f"{file.path}: {file.place(short)} has {kept.lengths[short]} frame(s){every}, but the model is given {num}"
+        )
+    frames = file.read(numbers, 0, (num - 1) * kept.time_stride + 1, kept.time_stride)
+    problems = not_finite(file, numbers, frames, kept.time_stride)
+    if problems:
+        raise BadDataError(problems)
+    return kept.thin(frames)
+
+
+def matching_spec(surrogate: Surrogate, kept: Source) -> tuple[TaskSpec, tuple[np.ndarray, ...]]:
+    """The task of the model that a file belongs to, and the axes of what is kept of the file.
+
+    Raises:
+        UpsError: the model was trained on another grid or time step.
+    """
+    file = kept.file
     spec = surrogate.spec(file.task)
-    if not surrogate.emulator.takes_grid(tuple(file.grid.shape), spec):
-        found, wanted = (" x ".join(map(str, shape)) for shape in (file.grid.shape, spec.lattice))
+    grid = file.grid.subsample(kept.space_strides, centred_axes(file.equation))
+    if not surrogate.emulator.takes_grid(tuple(grid.shape), spec):
+        found, wanted = (" x ".join(map(str, shape)) for shape in (grid.shape, spec.lattice))
         advice = surrogate.emulator.grid_advice(spec)
         raise UpsError(f"{file.path}: its grid is {found}, but the model was trained on {wanted}; {advice}")
-    spacing = tuple(file.grid.spacing)
-    if tuple(file.grid.shape) == spec.lattice and not np.allclose(spacing, spec.spacing, rtol=1e-3):
+    spacing = tuple(grid.spacing)
+    if tuple(grid.shape) == spec.lattice and not np.allclose(spacing, spec.spacing, rtol=1e-3):
         found, wanted = (" x ".join(f"{step:g}" for step in steps) for steps in (spacing, spec.spacing))
         raise UpsError(
             f"{file.path}: its cells are {found} wide, but the model was trained on {wanted}; give one of that domain"
         )
-    dt = float(file.times[1] - file.times[0]) if len(file.times) > 1 else math.nan
+    dt = kept.time_stride * time_step(file) if len(file.times) > 1 else math.nan
     if (spec.context > 1 or math.isfinite(dt)) and not spec.steady and not math.isclose(dt, spec.dt, rel_tol=1e-3):
         raise UpsError(
             f"{file.path}: its frames are {dt:g} apart, but the model steps {spec.dt:g}; give a file of that time step"
             + ("" if spec.context > 1 else ", or one that holds first frames alone")
         )
-    return spec
+    return spec, grid.axes
 
 
 def write_grid(

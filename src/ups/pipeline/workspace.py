@@ -44,13 +44,15 @@ WITH_TIME_ALONE = (
     *("training.preload", "training.focus", "evaluation.rollout_mode", "evaluation.corrector_every"),
 )
 """How the names of settings begin that only the stages of problems with time read."""
+WITHOUT_TIME_ALONE = ("prior.",)
+"""The same of problems without time."""
 
 ARCHITECTURE = {False: ("latent", "operator", "diffusion", "guards"), True: ("prior",)}
 """Groups of settings that say how a model of problems with time is built, and without (True)."""
 
 
-def unread_without_time(settings: Settings) -> list[str]:
-    """The settings that differ from their defaults, and that nothing reads where problems have no time."""
+def unread(settings: Settings, *, without_time: bool) -> list[str]:
+    """The settings that differ from their defaults, and that nothing reads where problems have time, or have none."""
     usual = resolved(Settings(data=settings.data))
 
     def changed(chosen: Any, usual: Any, name: str) -> Iterator[str]:
@@ -60,7 +62,8 @@ def unread_without_time(settings: Settings) -> list[str]:
         elif chosen != usual:
             yield name
 
-    return [name for name in changed(resolved(settings), usual, "") if name.startswith(WITH_TIME_ALONE)]
+    alone = WITH_TIME_ALONE if without_time else WITHOUT_TIME_ALONE
+    return [name for name in changed(resolved(settings), usual, "") if name.startswith(alone)]
 
 
 def made_as(path: Path, recipe: str) -> bool:
@@ -214,12 +217,14 @@ class Workspace:
                 f"evaluation.baselines: linear predicts a step in time, and {', '.join(self.settings.data.task)} has "
                 "none; a steady problem has persistence (the train mean), fno and unet"
             )
-        unread = unread_without_time(self.settings) if without_time else []
-        if unread:
+        names = unread(self.settings, without_time=without_time)
+        if names:
+            what = "has no time" if without_time else "has time"
+            of_network = "those of prior" if without_time else "latent, operator and diffusion"
             raise UsageError(
-                f"{', '.join(unread)}: {', '.join(self.settings.data.task)} has no time, and nothing would read "
-                f"{'this setting' if len(unread) == 1 else 'these settings'}; leave out what is named (the network's "
-                "own settings are those of prior)"
+                f"{', '.join(names)}: {', '.join(self.settings.data.task)} {what}, and nothing would read "
+                f"{'this setting' if len(names) == 1 else 'these settings'}; leave out what is named (the network's "
+                f"own settings are {of_network})"
             )
         return without_time
 
