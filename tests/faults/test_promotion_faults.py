@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from tests.pipeline.small_run import run, write_config
 from tests.pipeline.toy_run import decide_run, write_run
 
 from ups.config.load import load_settings
-from ups.errors import SettingsError, UpsError, UsageError
+from ups.errors import CheckpointError, SettingsError, UpsError, UsageError
 from ups.evaluation.board import Board
 from ups.evaluation.leaderboard import Leaderboard
 from ups.evaluation.report import write_report
@@ -84,6 +85,11 @@ def test_what_is_edited_after_the_evaluation_of_a_real_run_is_not_promoted(tmp_p
     name = next(name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel())
     tensors[name].view(-1)[0] += 1e-3
     save_file(tensors, weights)
+    with pytest.raises(CheckpointError, match=r"the SHA-256 of weights\.safetensors is not the one"):
+        run(config)
+    described = weights.with_name("config.json")
+    content = json.loads(described.read_text())
+    described.write_text(json.dumps({**content, "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}))
     changed = run(config)
     assert not changed.passed
     assert "the model has changed since the run was evaluated: hashes do not match" in " ".join(changed.messages)

@@ -17,7 +17,7 @@ from ups import __version__
 from ups.errors import CheckpointError
 from ups.models.baselines import make_baseline
 from ups.models.prior import SteadyPrior
-from ups.models.store import FORMAT, load_model, save_model
+from ups.models.store import FORMAT, load_model, load_weights, save_model
 from ups.models.surrogate import load
 
 
@@ -131,10 +131,18 @@ def test_damaged_or_missing_models_are_refused(tmp_path: Path) -> None:
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="damaged"):
         load(tmp_path)
+    flipped = bytearray(whole)
+    flipped[-1] ^= 1
+    weights.write_bytes(flipped)
+    with pytest.raises(CheckpointError, match=r"is damaged .the SHA-256 of weights.safetensors is not the one"):
+        load(tmp_path)
+    with pytest.raises(CheckpointError, match=r"the SHA-256 of weights\.safetensors is not the one"):
+        load_weights(make_simulator(), tmp_path / "model")
     weights.write_bytes(whole)
     tensors = load_file(weights)
     tensors.pop(next(iter(tensors)))
     save_file(tensors, weights)
+    rewrite(tmp_path / "model", lambda config: config.pop("weights_sha256"))  # as older versions saved it
     with pytest.raises(CheckpointError, match="do not belong together"):
         load(tmp_path)
     weights.write_bytes(whole)

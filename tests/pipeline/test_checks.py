@@ -127,6 +127,17 @@ def test_what_is_wrong_in_different_places_is_listed_at_once(burgers: Path, monk
     assert found["data"]["burgers1d"]["in_two_splits"] is None
 
 
+def test_places_that_would_be_written_to_much_later_are_looked_at_first(burgers: Path) -> None:
+    board = burgers.parent / "board.sqlite"
+    board.write_bytes(b"no leaderboard, whatever its name says" * 100)
+    places = (f"gates.leaderboard={board}", f"training.latent_cache_dir={board}/cache", "training.augment=false")
+    problems = check(burgers, *places).problems
+    assert [problem.where for problem in problems] == [f"training.latent_cache_dir: {board}/cache", str(board)]
+    assert all(problem.kind == "folder" for problem in problems)
+    assert check(burgers, f"gates.leaderboard={burgers.parent / 'made' / 'board.sqlite'}").problems == ()
+    assert not (burgers.parent / "made").exists()
+
+
 def test_a_trajectory_in_two_splits_is_a_problem(burgers: Path) -> None:
     with h5py.File(burgers.parent / "b.hdf5") as file:
         tensor = file["tensor"][:]

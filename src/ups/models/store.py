@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 from ups import __version__
 from ups.errors import CheckpointError
@@ -45,7 +46,9 @@ def save_model(emulator: Emulator, folder: Path) -> None:
     if isinstance(emulator, SteadyPrior):
         config["architecture"] = asdict(emulator.architecture)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in emulator.state_dict().items()}
-    write_whole(folder / WEIGHTS, save(tensors))
+    weights = save(tensors)
+    config["weights_sha256"] = hashlib.sha256(weights).hexdigest()
+    write_whole(folder / WEIGHTS, weights)
     write_whole(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
@@ -53,12 +56,26 @@ def load_weights(emulator: Emulator, folder: Path) -> None:
     """Reads the weights that `save_model` wrote of an emulator like this one into it.
 
     Raises:
-        CheckpointError: there are none, or they are another emulator's.
+        CheckpointError: there are none, they are damaged, or another emulator's.
     """
     try:
-        emulator.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        emulator.load_state_dict(_tensors(folder / WEIGHTS, config))
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{folder / WEIGHTS} does not hold the weights of this model: {error}") from error
+
+
+def _tensors(path: Path, config: Any) -> dict[str, torch.Tensor]:
+    """The weights of a file, if they are those that `config` was written with; older ones do not say.
+
+    Raises:
+        SafetensorError: they are not.
+    """
+    content = path.read_bytes()
+    known = config.get("weights_sha256") if isinstance(config, dict) else None
+    if known is not None and hashlib.sha256(content).hexdigest() != known:
+        raise SafetensorError(f"the SHA-256 of {path.name} is not the one in {CONFIG}")
+    return load(content)
 
 
 def load_model(folder: Path, device: torch.device | None = None) -> Emulator:
@@ -78,7 +95,7 @@ def load_model(folder: Path, device: torch.device | None = None) -> Emulator:
             raise CheckpointError(f"{folder} holds no trained model: {what}; {remedy}")
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
-        tensors = load_file(weights_path)
+        tensors = _tensors(weights_path, config)
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise CheckpointError(
             f"the model in {folder} is damaged ({error}); copy it again, or train it again with 'ups run'"

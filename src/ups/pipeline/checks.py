@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from ups.data.files import find_files
 from ups.data.problems import BadDataError, DataProblem
@@ -15,6 +16,7 @@ from ups.errors import UpsError
 from ups.pipeline.check_report import CheckReport, Folder, Memory, Problem, TaskReport
 from ups.pipeline.dry_run import Trial, dry_run, memory_there
 from ups.pipeline.plan import memory_remedies
+from ups.pipeline.promote import leaderboard_of
 from ups.pipeline.threads import settle_threads
 from ups.pipeline.workspace import Workspace
 
@@ -35,7 +37,7 @@ def check_everything(workspace: Workspace) -> CheckReport:
     timings = workspace.timings
     with timings.part("check: folder"):
         folder = find_folder(workspace)
-        problems = [*_sink_problems(workspace), *_folder_problems(folder)]
+        problems = [*_sink_problems(workspace), *_folder_problems(folder), *_place_problems(workspace)]
     with timings.part("check: data"):
         files, wrong = check_files(workspace)
     if not wrong:
@@ -58,11 +60,15 @@ def check_everything(workspace: Workspace) -> CheckReport:
 
 def find_folder(workspace: Workspace) -> Folder:
     """Where the run is written, or would be: the first folder above that exists."""
-    place = workspace.run_dir
+    place, writable = _nearest(workspace.run_dir)
+    return Folder(str(place), writable, shutil.disk_usage(place).free, SPACE_NEEDED)
+
+
+def _nearest(place: Path) -> tuple[Path, bool]:
+    """The place, or the first that exists of those above it; and whether it is a folder that can be written to."""
     while not place.exists():
         place = place.parent
-    writable = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
-    return Folder(str(place), writable, shutil.disk_usage(place).free, SPACE_NEEDED)
+    return place, place.is_dir() and os.access(place, os.W_OK | os.X_OK)
 
 
 def check_files(workspace: Workspace) -> tuple[dict[str, list[FileCheck]], list[Problem]]:
@@ -87,6 +93,29 @@ def _folder_problems(folder: Folder) -> Iterator[Problem]:
     elif folder.free < folder.needed:
         megabytes = f"{folder.free / 2**20:.0f} MiB are free, a run needs {folder.needed / 2**20:.0f}"
         yield Problem("folder", folder.path, megabytes, "free space, or choose another with runs_dir")
+
+
+def _place_problems(workspace: Workspace) -> Iterator[Problem]:
+    """What is wrong with the places beside the run's folder that it would write to much later."""
+    settings = workspace.settings
+    board = leaderboard_of(settings).path
+    cache = settings.training.latent_cache_dir
+    places = {
+        "gates.leaderboard": board.parent if settings.gates.leaderboard else None,  # else it is in runs_dir
+        "training.latent_cache_dir": Path(cache) if cache else None,
+    }
+    for name, place in places.items():
+        if place is not None and not _nearest(place)[1]:
+            yield Problem("folder", f"{name}: {place}", "is no folder that can be written to", f"choose another {name}")
+    if not board.exists():
+        return
+    if not os.access(board, os.W_OK):
+        yield Problem("folder", str(board), "the leaderboard cannot be written to", "choose another gates.leaderboard")
+        return
+    try:
+        leaderboard_of(settings).reigns()
+    except UpsError as error:
+        yield Problem("folder", str(board), str(error), "move it away, or choose another gates.leaderboard")
 
 
 def _split_problems(workspace: Workspace) -> Iterator[Problem]:
