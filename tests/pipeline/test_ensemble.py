@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import h5py
@@ -23,11 +25,12 @@ from ups.health import Finding
 from ups.models.simulator import Simulator
 from ups.models.store import load_model
 from ups.pipeline.effort import EnsembleSize
-from ups.pipeline.ensembles import ensemble_error, operator_error
+from ups.pipeline.ensembles import compare_student, ensemble_error, operator_error
 from ups.pipeline.rollout import rollout_file
 from ups.pipeline.run import open_workspace, train_pipeline
 from ups.runtime import SilentProgress
 from ups.training.builders import add_corrector
+from ups.training.monitor import DivergedError
 
 STAGES = {
     "codec": {"epochs": 1},
@@ -36,6 +39,16 @@ STAGES = {
     "consistency_distill": {"steps": 4, "teacher_steps": 3, "distill_num_taus": 2},
 }
 SMALL = {"hidden_dim": 16, "depth": 1, "stem_width": 8, "sampler_steps": 2}
+
+
+class Told(SilentProgress):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
 
 
 @pytest.fixture
@@ -68,7 +81,6 @@ def test_the_whole_stack_leaves_an_ensemble_behind(burgers: Path) -> None:
     assert len(scored) == 3, "few steps are validated seldom"
     assert len({record["operator_crps"] for record in scored}) == 1
     assert "diff_residual: calibrate" in outcome.timings.parts
-    assert "consistency_distill: calibrate" not in outcome.timings.parts, "the student spreads as far as its teacher"
     assert "Uncertainty" in (folder / "report.html").read_text()
 
     weights, log = (folder / "model" / "weights.safetensors").read_bytes(), (folder / "log.jsonl").read_text()
@@ -146,6 +158,33 @@ def test_a_stage_by_either_name(burgers: Path) -> None:
     settings["stages"]["diffusion_residual"] = settings["stages"].pop("diff_residual")
     burgers.write_text(json.dumps(settings))
     assert load_settings(burgers).stages.diff_residual.steps == 8
+
+
+@pytest.mark.parametrize(("factor", "said"), [(1.05, False), (1.5, True), (math.inf, None)])
+def test_a_student_is_compared_with_its_teacher_on_validation_ensembles(
+    burgers: Path, monkeypatch: pytest.MonkeyPatch, factor: float, said: bool | None
+) -> None:
+    """What it is worse by is told; the teacher's score is of draws without the student, which is there afterwards."""
+    told = Told()
+    workspace = open_workspace(load_settings(burgers), told)
+    simulator = workspace.new_simulator()
+    add_corrector(workspace.settings, simulator)
+    assert simulator.corrector is not None
+    student = simulator.corrector.add_student()
+    drawn_by: list[object] = []
+
+    def scored(_workspace: object, found: Simulator, size: EnsembleSize) -> float:
+        assert found.corrector is not None
+        assert size == EnsembleSize(2, 4, 5)
+        drawn_by.append(found.corrector.student)
+        return 0.1 * (factor if found.corrector.student is not None else 1.0)
+
+    monkeypatch.setattr("ups.pipeline.ensembles.ensemble_error", scored)
+    with pytest.raises(DivergedError) if said is None else nullcontext():
+        compare_student(workspace, simulator, EnsembleSize(2, 4, 5))
+    assert drawn_by == [student, None]
+    assert simulator.corrector.student is student
+    assert any("worse than its teacher's by 50%" in line for line in told.lines) == bool(said)
 
 
 def test_a_stage_alone_trains_those_before_it(burgers: Path) -> None:

@@ -26,9 +26,11 @@ from ups.training.state import AUTO_VALIDATIONS, CLOCKS
 
 CHOICE_SHARE = 1 / 12  # of a training's work that its validations may take
 CALIBRATION_SHARE = 5 / 12  # and the calibration after it, which needs whole roll-outs: errors add up over them
+COMPARISON_SHARE = 1 / 6  # and of a distillation's work, comparing the student's ensembles with its teacher's
 VALIDATIONS = (3, 6)  # fewest and most by ensembles, of any budget, where `training.validate_every` is `auto`
 DISTANCES = (3, AUTO_VALIDATIONS)  # and by the student's distance
 TRIALS = 3  # ensembles that a calibration draws
+COMPARED = 2  # ensembles that a comparison draws
 CALL = 6  # rows that calling a network costs besides its own: fields of 256 cells, on one core
 BACKWARD = 2  # passes of a network that its gradient costs
 LEAST_FRAMES = 8  # of a roll-out, where there are as many
@@ -131,10 +133,14 @@ class Effort:
         """Ensembles by which the spread of samples is chosen after so many steps."""
         return self._largest(CALIBRATION, CALIBRATION_SHARE * steps * self.of_step / TRIALS)
 
+    def comparison(self, steps: int) -> EnsembleSize:
+        """Ensembles by which a student is compared with its teacher after so many steps."""
+        return self._largest(CALIBRATION, COMPARISON_SHARE * steps * self.of_step / COMPARED)
+
     def beside_training(self, steps: int) -> float:
-        """Rows of all validations of a stage of so many steps, and of its calibration."""
+        """Rows of all validations of a stage of so many steps, and of its calibration or comparison."""
         if self.of_distance:
-            return self.validations(steps) * self.of_distance
+            return self.validations(steps) * self.of_distance + COMPARED * self.of_ensembles(self.comparison(steps))
         calibration = TRIALS * self.of_ensembles(self.calibration(steps))
         return self.validations(steps) * self.of_ensembles(self.choice(steps)) + calibration
 

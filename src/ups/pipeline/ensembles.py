@@ -20,6 +20,7 @@ from ups.pipeline.workspace import Workspace
 from ups.training.diffusion import DiffusionObjective, DistillObjective, ResidualSteps, fit_memory
 from ups.training.monitor import DivergedError
 
+WORSE = 1.1  # times its teacher's CRPS, at which a student's is told of as worse
 WIDENINGS = (0.5, 1.0, 2.0)  # of the samples' spread, at which validation ensembles are scored
 NARROWEST, WIDEST = 0.3, 3.3  # that a calibration may choose, a little beyond those scored
 
@@ -126,6 +127,33 @@ def calibrate(workspace: Workspace, stage: str, simulator: Simulator, steps: Res
         f"samples spread {spread} times as far as trained; the least CRPS of those tried is {least:.3g} of the "
         f"field's size, the operator's absolute error {alone:.3g} of it"
     )
+
+
+def compare_student(workspace: Workspace, simulator: Simulator, size: EnsembleSize) -> None:
+    """Says how good the student's validation ensembles are beside its teacher's, and where they are worse.
+
+    Raises:
+        DivergedError: the student's ensembles are not finite.
+    """
+    corrector, progress = simulator.corrector, workspace.progress
+    assert corrector is not None
+    simulator.eval()
+    progress.start("compare consistency_distill", unit="ensembles")
+    found = ensemble_error(workspace, simulator, size)
+    progress.update(1)
+    student, corrector.student = corrector.student, None
+    try:
+        teacher = ensemble_error(workspace, simulator, size)
+    finally:
+        corrector.student = student
+    progress.finish(f"validation CRPS {found / teacher:.3g} times the teacher's ({size})")
+    if not math.isfinite(found):
+        raise DivergedError("the student's validation ensembles diverged; train it longer, or lower its rate")
+    if found > WORSE * teacher:
+        progress.say(
+            f"consistency_distill: the student's ensembles are worse than its teacher's by {found / teacher - 1:.0%} "
+            "of their CRPS; give the stage a larger budget, or leave it out (stages.consistency_distill.epochs=0)"
+        )
 
 
 def trusted_widening(scores: Mapping[float, Sequence[float]]) -> float:

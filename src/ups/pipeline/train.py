@@ -24,7 +24,7 @@ from ups.models.store import adopt, load_weights, save_model
 from ups.physics.equations import get_equation
 from ups.pipeline.before import STAGES
 from ups.pipeline.effort import Effort, expected_steps
-from ups.pipeline.ensembles import DistanceToTeacher, EnsembleScore, calibrate
+from ups.pipeline.ensembles import DistanceToTeacher, EnsembleScore, calibrate, compare_student
 from ups.pipeline.plan import Plan, model_settings, run_plan
 from ups.pipeline.records import digest
 from ups.pipeline.validation import chosen_on, validation_of
@@ -208,7 +208,8 @@ def with_ensembles(
 ) -> Plan:
     """The plan of a stage that draws ensembles, validated and calibrated within a share of its training.
 
-    The student's samples are its teacher's, and spread as far as those were found to have to.
+    The student's samples are its teacher's, and spread as far as those were found to have to; at the end, both draw
+    ensembles that are compared.
     """
     settings = workspace.settings
     effort = Effort.of(workspace, objective, plan.batch_size)
@@ -216,7 +217,13 @@ def with_ensembles(
     plan = replace(plan, auto_validations=effort.validations(steps))
     if isinstance(objective, DistillObjective):
         target = workspace.settings.stages.consistency_distill.target_loss
-        return replace(plan, validate=DistanceToTeacher(workspace, objective), beside=dict, target=target)
+        return replace(
+            plan,
+            validate=DistanceToTeacher(workspace, objective),
+            beside=dict,
+            target=target,
+            finish=lambda found: compare_student(workspace, simulator, effort.comparison(found.steps)),
+        )
     score = EnsembleScore(workspace, simulator, objective, effort.choice(steps))
 
     def begin() -> None:
