@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from tests.evaluation.helpers import make_set
 from tests.models.helpers import make_spec
 
 from ups.config.schema import Settings
+from ups.data.normalize import compute_statistics
+from ups.data.problems import BadDataError
 from ups.errors import UsageError
 from ups.physics.equations import EQUATIONS
-from ups.training.builders import build_simulator, choose_coarsen, require_form
+from ups.training.builders import build_simulator, choose_coarsen, describe_task, require_form
 
 
 def settings(form: str, *tasks: str) -> Settings:
@@ -30,6 +34,18 @@ def settings(form: str, *tasks: str) -> Settings:
 def test_a_form_that_the_fields_cannot_change_by_is_refused(form: str, task: str, why: str) -> None:
     with pytest.raises(UsageError, match=f"operator.form is {form}, which .*{why}"):
         require_form(settings(form, task))
+
+
+@pytest.mark.parametrize(("size", "refused"), [(1.0, False), (1e-3, True), (1e3, True)])
+def test_fields_that_stay_as_they_are_have_to_be_of_the_size_of_one(size: float, refused: bool) -> None:
+    train = make_set("advection1d", [size * torch.randn(4, 1, 16) for _ in range(3)])
+    for normalize in (True, False):
+        chosen = Settings.model_validate({"task": "advection1d", "data": {"normalize": normalize}})
+        if refused and not normalize:
+            with pytest.raises(BadDataError, match=r"data\.normalize is false, but u of advection1d is not of the size"):
+                describe_task(chosen, train, compute_statistics(train))
+        else:
+            describe_task(chosen, train, compute_statistics(train))
 
 
 def test_each_of_several_tasks_has_to_allow_the_form() -> None:

@@ -93,7 +93,8 @@ class DataSettings(Group):
     max_samples: PositiveInt | None = None
     """Most trajectories of a task: the first of each file, as evenly as they allow; null takes all."""
     normalize: bool = True
-    """Scale every field by its mean and standard deviation over the train split."""
+    """Scale every field by its mean and standard deviation over the train split. False is for fields of the size of 1:
+    others are refused, as the floors of the losses reckon with that."""
     memory_budget_gb: PositiveFloat = 4.0
     """Data that take more GiB as float32, all tasks together, stay on disk and are read lazily."""
     generate: GenerateSettings | None = None

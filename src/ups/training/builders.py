@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from ups.config.schema import Settings
 from ups.data.normalize import FieldStatistics
+from ups.data.problems import bad
 from ups.data.trajectories import TrajectorySet
 from ups.data.walls import first_cells
 from ups.errors import UpsError, UsageError
@@ -22,11 +23,24 @@ LARGEST_PATCH = {1: 8, 2: 4, 3: 2}  # lattice cells per token and axis, by dimen
 
 BATCH_SIZES = {1: 16, 2: 4, 3: 2}  # windows, by dimension (bench/results/ablations.md; 3D is not measured)
 DEEPEST = {1: 3, 2: 3, 3: 2}  # halvings of the lattice on the way to the operator's tokens, by dimension
+SIZES = (0.1, 10.0)  # root mean squares of fields that may be trained on as they are
 
 
 def describe_task(settings: Settings, train: TrajectorySet, statistics: FieldStatistics) -> TaskSpec:
-    """What a model has to know of a task, from its train trajectories alone."""
+    """What a model has to know of a task, from its train trajectories alone.
+
+    Raises:
+        BadDataError: fields are to stay as they are, and are of a size that losses do not reckon with.
+    """
     equation, grid = train.equation, train.grid
+    if not settings.data.normalize:
+        sizes = (statistics.mean.square() + statistics.std.square()).sqrt().tolist()
+        far = [
+            field.name for field, size in zip(equation.fields, sizes, strict=True) if not SIZES[0] <= size <= SIZES[1]
+        ]
+        if far:
+            what = f"data.normalize is false, but {' and '.join(far)} of {train.task} is not of the size of 1"
+            raise bad("settings", f"{what} (root mean square {max(sizes):.3g})", "make data.normalize true")
     logs = tuple(parameter.scale == "log" for parameter in equation.parameters)
     params = train.params.double()
     columns = [params[:, i].log() if log else params[:, i] for i, log in enumerate(logs)]
