@@ -51,15 +51,58 @@ def test_where_nothing_is_accurate_enough_the_best_is_reported_as_not_found() ->
     assert cost.resolution == 32
 
 
-def test_between_walls_a_coarser_grid_is_less_accurate() -> None:
+def test_between_walls_the_error_falls_as_that_of_the_solver_which_is_of_second_order() -> None:
+    """Against the solution on 32 cells: as 1 / 16² - 1 / 32² to 1 / 24² - 1 / 32²."""
     equation = get_equation("reaction_diffusion2d")
     x = (torch.arange(32, dtype=torch.float64) + 0.5) / 32
-    wave = torch.cos(torch.pi * x)[:, None] * torch.cos(2 * torch.pi * x)
+    wave = 0.3 * torch.cos(torch.pi * x)[:, None] * torch.cos(2 * torch.pi * x)
     params = torch.zeros(1, 0).double()
     truth = solve(equation, torch.stack([wave, -wave])[None], params, TIMES)
     cost = coarsest_solver(equation, truth[:, 0], truth, params, TIMES, (2 / 32, 2 / 32), 1e-12)
     assert (cost.found, cost.resolution) == (True, 32)
-    assert cost.tried[0].nrmse > cost.tried[-2].nrmse > 1e-4
+    errors = [trial.nrmse for trial in cost.tried]
+    assert errors[0] / errors[1] == pytest.approx((16**-2 - 32**-2) / (24**-2 - 32**-2), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["relaxation2d", "reaction_diffusion2d", "darcy2d"])
+def test_between_walls_the_error_is_the_solvers_and_not_that_of_interpolation(name: str) -> None:
+    """On a grid three times coarser it is the error at the centres that both grids share, where nothing is between."""
+    equation, times, few, many = get_equation(name), np.array([0.0, 1.0]), 16, 48
+    params = torch.full((1, len(equation.parameters)), 0.1, dtype=torch.float64)
+
+    def state(points: int) -> torch.Tensor:
+        if equation.boundary == "dirichlet":
+            return torch.ones(1, 1, points, points, dtype=torch.float64)
+        x = torch.pi * (torch.arange(points, dtype=torch.float64) + 0.5) / points
+        wave = torch.cos(x)[:, None] * torch.cos(2 * x)
+        return torch.stack([0.2 + 0.2 * wave, 0.1 - 0.1 * wave][: len(equation.fields)])[None]
+
+    truth = solve(equation, state(many), params, times)
+    spacing = tuple(length / many for length in equation.lengths)
+    judged = coarsest_solver(equation, truth[:, 0], truth, params, times, spacing, np.inf)
+    shared = truth[:, 1, :, 1::3, 1::3]
+    error = (solve(equation, state(few), params, times)[:, 1] - shared).flatten(2).norm(dim=2)
+    assert judged.resolution == few
+    assert judged.nrmse == pytest.approx(float((error / shared.flatten(2).norm(dim=2)).mean()), rel=0.1)
+
+
+def test_a_coefficient_is_brought_to_coarse_cells_as_chessboards_conduct(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 0.1 and 1 conducts as their geometric mean; one value stays as it is, and so does all on a finer grid."""
+    given: dict[int, torch.Tensor] = {}
+
+    def remembered(equation: Equation, u0: torch.Tensor, *rest: Any) -> torch.Tensor:
+        given[u0.shape[-1]] = u0
+        return solve(equation, u0, *rest)
+
+    monkeypatch.setattr("ups.physics.solvers.cost.solve", remembered)
+    equation, times, cell = get_equation("darcy2d"), np.array([0.0, 1.0]), torch.arange(32)
+    board = torch.where((cell[:, None] + cell) % 2 == 0, 0.1, 1.0).double()
+    medium = torch.stack([board, torch.full_like(board, 0.7)])[:, None]
+    params = torch.ones(2, 1, dtype=torch.float64)
+    coarsest_solver(equation, medium, solve(equation, medium, params, times), params, times, (1 / 32, 1 / 32), -1.0)
+    coarse = torch.stack([torch.full((1, 16, 16), value, dtype=torch.float64) for value in (0.1**0.5, 0.7)])
+    torch.testing.assert_close(given[16], coarse)
+    torch.testing.assert_close(given[64], medium.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
 
 
 def test_data_that_the_solver_does_not_fit_is_named() -> None:

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from ups.physics.differences import laplacian_no_flow
-from ups.physics.solvers.transforms import Cosine, Fourier, Fourier2d, resample_linear, resample_periodic, without_alias
+from ups.physics.solvers.transforms import (
+    Cosine,
+    Fourier,
+    Fourier2d,
+    cell_averages,
+    resample_mirrored,
+    resample_periodic,
+    without_alias,
+)
 
 CPU = torch.device("cpu")
 
@@ -80,12 +88,29 @@ def test_periodic_resampling_works_along_any_axis_and_keeps_the_mean() -> None:
     torch.testing.assert_close(coarse.mean(dim=1), u.mean(dim=1))
 
 
-@pytest.mark.parametrize("target", [40, 10, 5, 13])
-def test_linear_resampling_is_exact_for_straight_lines_away_from_the_walls(target: int) -> None:
-    def line(points: int) -> torch.Tensor:
-        return 2 + 3 * (torch.arange(points, dtype=torch.float64) + 0.5) / points
+@pytest.mark.parametrize(("source", "target"), [(16, 48), (48, 16), (16, 25), (25, 16), (48, 64), (8, 8)])
+def test_resampling_between_walls_is_exact_for_what_both_grids_resolve(source: int, target: int) -> None:
+    def waves(points: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """No slope at the walls, and no value there."""
+        x = math.pi * (torch.arange(points, dtype=torch.float64) + 0.5) / points
+        return 0.3 + x.cos() - 0.5 * (7 * x).cos(), x.sin() - 0.5 * (7 * x).sin()
 
-    found = resample_linear(line(20), target)
-    inside = (line(target) >= line(20)[0]) & (line(target) <= line(20)[-1])
-    torch.testing.assert_close(found[inside], line(target)[inside])
-    assert bool(((found >= line(20)[0]) & (found <= line(20)[-1])).all())
+    for parity, found, expected in zip((1, -1), waves(source), waves(target), strict=True):
+        torch.testing.assert_close(resample_mirrored(found, target, parity), expected)
+
+
+@pytest.mark.parametrize("points", [7, 20, 33])
+def test_resampling_between_walls_works_along_any_axis_and_cosines_keep_the_mean(points: int) -> None:
+    u = noise(3, 20, 2)
+    for dim in (1, -2):
+        found = resample_mirrored(u, points, 1, dim)
+        assert found.shape == (3, points, 2)
+        torch.testing.assert_close(found.mean(dim=1), u.mean(dim=1))
+    torch.testing.assert_close(found[1, :, 1], resample_mirrored(u[1, :, 1], points, 1))
+
+
+@pytest.mark.parametrize("points", [5, 10, 13, 15, 20, 30, 40])
+def test_cell_averages_are_those_of_a_grid_that_divides_both(points: int) -> None:
+    u = noise(3, 20, 2)
+    fine = u.repeat_interleave(points, dim=1)  # each of the new cells has 20 of these
+    torch.testing.assert_close(cell_averages(u, points, 1), fine.unflatten(1, (points, 20)).mean(dim=2))

@@ -43,7 +43,7 @@ def random_medium(
 DARCY2D = Equation(
     name="darcy2d",
     dim=2,
-    given=(Field("a", lower=0.0),),
+    given=(Field("a", lower=0.0, coefficient=True),),
     fields=(Field("u", lower=0.0),),
     parameters=(Parameter("beta", ("beta",), default=1.0, lower=1e-6, upper=1e6),),
     domain=((0.0, 1.0), (0.0, 1.0)),

@@ -37,6 +37,7 @@ class Field:
         lower: bound that the exact solution keeps, if any.
         upper: bound that the exact solution keeps, if any.
         parity: sign it takes under a reflection x -> -x, +1 or -1.
+        coefficient: whether it is positive, multiplies derivatives, and may jump from cell to cell.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Field:
     lower: float | None = None
     upper: float | None = None
     parity: int = 1
+    coefficient: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ multiplying by real factors: a Fourier coefficient takes two neighbouring places
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -128,23 +129,34 @@ def resample_periodic(u: Float[Tensor, "..."], points: int, dim: int = -1) -> Fl
     return values.movedim(-1, dim)
 
 
-def resample_linear(u: Float[Tensor, "..."], points: int, dim: int = -1) -> Float[Tensor, "..."]:
-    """Interpolate linearly between cell centres along ``dim``; beyond the outermost centre the value is constant.
+def resample_mirrored(
+    u: Float[Tensor, "..."], points: int, parity: Literal[1, -1], dim: int = -1
+) -> Float[Tensor, "..."]:
+    """Evaluate the cosine (or sine) interpolant of ``u`` at the centres of ``points`` cells between the same walls.
 
-    Where the target is coarser by a whole factor the cells are averaged instead, so that no scale is skipped.
+    The walls are half a cell away from the outermost centres. What is mirrored in them is periodic over twice the
+    length: its modes are the cosines that have no slope at the walls, or the sines that vanish there. Fewer points than
+    modes cut the highest modes off. Cosines keep the mean exactly; of sines the one of the finest wave is left out.
+
+    Args:
+        u: values at cell centres along ``dim``.
+        points: number of cells wanted.
+        parity: 1 for no slope at the walls, -1 for no value.
     """
-    source = u.shape[dim]
-    if points == source:
+    if points == u.shape[dim]:
         return u
-    u = u.movedim(dim, -1)
-    if source % points == 0:
-        cells: Tensor = u.unflatten(-1, (points, source // points))
-        return cells.mean(-1).movedim(-1, dim)
-    position = (torch.arange(points, dtype=u.dtype, device=u.device) + 0.5) * (source / points) - 0.5
-    position = position.clamp(0, source - 1)
-    left = position.floor().long().clamp(max=source - 2)
-    weight = position - left
-    return (u[..., left] * (1 - weight) + u[..., left + 1] * weight).movedim(-1, dim)
+    mirrored = torch.cat([u, parity * u.flip(dim)], dim)
+    return resample_periodic(mirrored, 2 * points, dim).narrow(dim, 0, points)
+
+
+def cell_averages(u: Float[Tensor, "..."], points: int, dim: int = -1) -> Float[Tensor, "..."]:
+    """Means over ``points`` cells along ``dim`` of what is constant in each of the cells of ``u``, in any ratio."""
+    source = u.shape[dim]
+    fine, coarse = (torch.arange(n, device=u.device) for n in (source, points))
+    left = torch.maximum(points * fine, source * coarse[:, None])  # in units that both cells are multiples of
+    right = torch.minimum(points * (fine + 1), source * (coarse[:, None] + 1))
+    share = (right - left).clamp(min=0).to(u) / source
+    return (u.movedim(dim, -1) @ share.mT).movedim(-1, dim)
 
 
 def _cosine_matrix(points: int, device: torch.device) -> Float[Tensor, "points points"]:
