@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from tests.pipeline.small_run import run, write_config
 
 from ups.config import Settings
 from ups.config.load import load_settings
+from ups.evaluation.gates import Judgement, Verdict
+from ups.evaluation.leaderboard import Leaderboard
 from ups.pipeline import run as pipeline
 from ups.pipeline.finished import found_by_pattern, outcome_of_finished
 from ups.pipeline.records import StepRecords
@@ -61,6 +64,24 @@ def test_a_result_that_was_touched_or_deleted_is_looked_at_again(ended: tuple[Pa
     path.write_bytes(content)
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert end(config) == outcome
+
+
+def test_another_champion_or_leaderboard_is_looked_at_again(
+    ended: tuple[Path, RunOutcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, outcome = ended
+    board = outcome.run_dir.parent / "leaderboard.sqlite"
+    whole = shutil.copy2(board, tmp_path / "whole.sqlite")
+    ours = Leaderboard(board).entries()[0]
+    better = replace(ours, scored=replace(ours.scored, run="better"), folder="better")
+    Leaderboard(board).submit(better, lambda _: Judgement((Verdict("nrmse", "", 0.0, None, None, True, ""),)))
+    assert end(config) is None
+    board.unlink()
+    assert end(config) is None
+    shutil.copy2(whole, board)
+    assert end(config) == outcome
+    monkeypatch.setattr(Leaderboard, "shows", lambda *_: pytest.fail("its settings alone are others"))
+    assert end(config, "gates.min_delta=0.5") is None
 
 
 def test_changed_or_further_data_is_looked_at_again(ended: tuple[Path, RunOutcome], tmp_path: Path) -> None:

@@ -69,6 +69,66 @@ def test_what_was_decided_is_repeated_and_nothing_is_written(runs: Path) -> None
     assert len(board_of(runs).entries()) == 2, "judged again, the same row"
 
 
+def test_a_verdict_is_made_again_when_the_champion_is_another(runs: Path) -> None:
+    """Refused as there was none; beaten; and the champion itself, which is not judged against itself."""
+    refused, first = write_run(runs, "a", nrmse=0.1), write_run(runs, "b", nrmse=0.5)
+    assert not decide_run(refused, GateSettings()).promoted
+    assert decide_run(first).promoted
+    better = decide_run(refused, GateSettings())
+    assert (better.promoted, better.champion) == (True, "b")
+    assert decide_run(refused, GateSettings()) == better, "judged against the one before"
+    beaten = decide_run(first)
+    assert beaten.messages == ("not promoted: nrmse burgers1d: 0.5 does not beat the champion's 0.1",)
+    assert gates_of(first)["promoted"] is False
+    assert decide_run(first) == beaten
+    assert [reign.run for reign in board_of(runs).reigns()] == ["b", "a"]
+
+
+def test_a_verdict_is_made_again_on_a_new_leaderboard(runs: Path) -> None:
+    promoted, other = write_run(runs, "a", nrmse=0.1), write_run(runs, "b", nrmse=0.05)
+    first = decide_run(promoted)
+    board_of(runs).path.unlink()
+    assert decide_run(promoted).messages == first.messages
+    assert [entry.champion for entry in board_of(runs).entries()] == [True]
+    board_of(runs).path.unlink()
+    assert decide_run(other).promoted
+    assert not decide_run(promoted).promoted
+    assert [entry.folder for entry in board_of(runs).entries()] == ["b", "a"]
+    board_of(runs).path.unlink()
+    assert not decide_run(promoted, GateSettings()).promoted
+    board_of(runs).path.unlink()
+    decide_run(promoted, GateSettings())
+    assert [entry.folder for entry in board_of(runs).entries()] == ["a"], "a row, though no champion either time"
+
+
+def test_one_promoted_meanwhile_is_noticed_by_the_next_run(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run takes the place after the transaction of this one, and before it has noted how it ended."""
+    run, other = write_run(runs, "a", nrmse=0.1), write_run(runs, "b", nrmse=0.05)
+    submit, seen = Leaderboard.submit, []
+
+    def meanwhile(board: Leaderboard, *arguments: Any) -> Any:
+        found = submit(board, *arguments)
+        seen.append(found)
+        if len(seen) == 1:
+            assert decide_run(other).promoted
+        return found
+
+    monkeypatch.setattr(Leaderboard, "submit", meanwhile)
+    assert decide_run(run).promoted
+    assert not decide_run(run).promoted
+    assert decide_run(other).promoted
+    assert len(seen) == 3, "the champion is not judged again"
+
+
+def test_a_verdict_of_another_version_is_made_again(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(runs, "a")
+    with monkeypatch.context() as older:
+        older.setattr("ups.pipeline.promote.FORMAT", 1)
+        decide_run(run)
+    change("gates.json", lambda content: content.pop("standing"))(run)
+    assert decide_run(run).promoted
+
+
 def test_a_run_that_fails_its_small_evaluation_is_not_entered(runs: Path) -> None:
     run = write_run(runs, "a", small=1.0)
     decision = decide_run(run)

@@ -84,7 +84,9 @@ def _ended_before(settings: Settings, progress: Progress, timings: Timings) -> R
     with timings.part("look what is done"):
         outcome = outcome_of_finished(settings)
     if outcome is not None:
-        progress.say("nothing to do: every step is done, and neither settings, data nor results have changed since")
+        progress.say(
+            "nothing to do: every step is done, and neither settings, data, results nor champion have changed since"
+        )
     return outcome
 
 

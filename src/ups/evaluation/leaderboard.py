@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ups.errors import UpsError, UsageError
 from ups.evaluation.gates import Judgement, Scored
@@ -45,6 +46,9 @@ CREATE TABLE IF NOT EXISTS champions (
 );
 CREATE UNIQUE INDEX IF NOT EXISTS one_champion ON champions (tasks, protocol) WHERE until IS NULL;
 """
+Row = tuple[str, str, str]
+"""What tells a row from others of its group: the run's folder, and the hashes of its model and its evaluation."""
+
 COLUMNS = "runs.id, folder, evaluation, scored, verdicts, passed, judged_at"
 
 
@@ -79,6 +83,36 @@ class Entry:
     def group(self) -> tuple[str, str]:
         """What there is one champion of: the tasks and the protocol."""
         return self.tasks, self.scored.protocol
+
+    @property
+    def row(self) -> Row:
+        """What its row is known by within its group."""
+        return self.folder, self.scored.model, self.evaluation
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a run was left on the leaderboard: with a row of its own, and under a champion.
+
+    Args:
+        group: its tasks and protocol.
+        run: its row.
+        champion: the row of the champion, itself where it was promoted; None where there was none.
+    """
+
+    group: tuple[str, str]
+    run: Row
+    champion: Row | None
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Standing:
+        """The standing whose fields were written as JSON.
+
+        Raises:
+            KeyError, TypeError: it is none.
+        """
+        champion = found["champion"]
+        return cls(tuple(found["group"]), tuple(found["run"]), None if champion is None else tuple(champion))
 
 
 @dataclass(frozen=True)
@@ -132,27 +166,23 @@ class Leaderboard:
 
     def _enter(self, db: sqlite3.Connection, entry: Entry, champion: Entry | None) -> int:
         """Writes the row, or how it was judged anew; the champion's keeps how it became that."""
-        tasks, protocol = entry.group
-        key = (entry.folder, tasks, protocol, entry.scored.model, entry.evaluation)
         values = (
             json.dumps(asdict(entry.scored)),
             json.dumps(entry.judgement.to_json()),
             int(entry.judgement.passed),
             entry.judged_at,
         )
-        known = db.execute(
-            "SELECT id FROM runs WHERE folder = ? AND tasks = ? AND protocol = ? AND model = ? AND evaluation = ?", key
-        ).fetchone()
+        known = self._number(db, entry.group, entry.row)
         if known is None:
             sql = (
-                "INSERT INTO runs (folder, tasks, protocol, model, evaluation, scored, verdicts, passed, judged_at) "
+                "INSERT INTO runs (tasks, protocol, folder, model, evaluation, scored, verdicts, passed, judged_at) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
             )
-            return int(db.execute(sql, key + values).lastrowid or 0)
-        if champion is None or champion.number != known[0]:
+            return int(db.execute(sql, (*entry.group, *entry.row, *values)).lastrowid or 0)
+        if champion is None or champion.number != known:
             sql = "UPDATE runs SET scored = ?, verdicts = ?, passed = ?, judged_at = ? WHERE id = ?"
-            db.execute(sql, (*values, known[0]))
-        return int(known[0])
+            db.execute(sql, (*values, known))
+        return known
 
     def _crown(self, db: sqlite3.Connection, entry: Entry, number: int) -> None:
         """Ends the champion's reign and begins that of a row."""
@@ -173,6 +203,15 @@ class Leaderboard:
             return None
         with self._open() as db:
             return self._champion(db, group)
+
+    def shows(self, standing: Standing) -> bool:
+        """Whether a run is still as it was left: its row is there, and the champion is the same."""
+        if not self.path.exists():
+            return False
+        with self._open() as db:
+            champion = self._champion(db, standing.group)
+            there = self._number(db, standing.group, standing.run) is not None
+        return there and standing.champion == (None if champion is None else champion.row)
 
     def entries(self) -> list[Entry]:
         """Every row, in the order in which they were entered.
@@ -199,6 +238,11 @@ class Leaderboard:
                 "FROM champions JOIN runs ON runs.id = champions.run ORDER BY champions.id"
             ).fetchall()
         return [Reign((row[0], row[1]), row[2], Path(row[3]).name, row[4], row[5]) for row in rows]
+
+    def _number(self, db: sqlite3.Connection, group: tuple[str, str], row: Row) -> int | None:
+        sql = "SELECT id FROM runs WHERE tasks = ? AND protocol = ? AND folder = ? AND model = ? AND evaluation = ?"
+        found = db.execute(sql, (*group, *row)).fetchone()
+        return None if found is None else int(found[0])
 
     def _champion(self, db: sqlite3.Connection, group: tuple[str, str]) -> Entry | None:
         row = db.execute(

@@ -16,7 +16,7 @@ from ups.errors import UpsError
 from ups.pipeline.check_report import CheckReport, Folder, Memory, Problem, TaskReport
 from ups.pipeline.dry_run import Trial, dry_run, memory_there
 from ups.pipeline.plan import memory_remedies
-from ups.pipeline.promote import leaderboard_of
+from ups.pipeline.records import leaderboard_of
 from ups.pipeline.threads import settle_threads
 from ups.pipeline.workspace import Workspace
 

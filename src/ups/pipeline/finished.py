@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ups.config.data import DataSettings
 from ups.config.load import resolved
 from ups.config.schema import Settings
-from ups.pipeline.records import digest, folder_of, write_json
+from ups.evaluation.leaderboard import Standing
+from ups.pipeline.records import digest, folder_of, leaderboard_of, write_json
 from ups.timing import Timings
 
-FORMAT = 2
+FORMAT = 3
 FINISHED = "finished.json"
 LEFT = (
     *("config.yaml", "metadata.json", "data.json", "gates.json", "report.html", "log.jsonl", "model/*"),
@@ -37,17 +38,19 @@ class RunOutcome:
     timings: Timings = field(default_factory=Timings, compare=False, repr=False)
 
 
-def remember(settings: Settings, data: Stamps, outcome: RunOutcome) -> None:
+def remember(settings: Settings, data: Stamps, outcome: RunOutcome, standing: Standing | None) -> None:
     """Notes in the run's folder how it ended, of which settings and data.
 
     Args:
         data: `data_stamps` of before any file was read: at the end they could be those of a file written since.
+        standing: how the run was left on the leaderboard; None where it was not entered.
     """
     content = {
         "format": FORMAT,
         "key": digest(resolved(settings)),
         "data": data,
         "left": stamps(files_left(outcome.run_dir)),
+        "standing": None if standing is None else asdict(standing),
         "table": [list(row.items()) for row in outcome.table],  # columns in their order
         "messages": outcome.messages,
         "passed": outcome.passed,
@@ -56,7 +59,11 @@ def remember(settings: Settings, data: Stamps, outcome: RunOutcome) -> None:
 
 
 def outcome_of_finished(settings: Settings) -> RunOutcome | None:
-    """How the run of these settings ended, where neither they nor any file it read or left have changed since."""
+    """How the run of these settings ended, where nothing has changed since: they, files it read or left, the champion.
+
+    Raises:
+        UpsError: the leaderboard cannot be used.
+    """
     folder = folder_of(settings)
     try:
         known: dict[str, Any] = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
@@ -65,6 +72,7 @@ def outcome_of_finished(settings: Settings) -> RunOutcome | None:
             and known["key"] == digest(resolved(settings))
             and not changed_since(known["data"], settings.data)
             and known["left"] == stamps(files_left(folder))
+            and (known["standing"] is None or leaderboard_of(settings).shows(Standing.from_json(known["standing"])))
         )
         table = [dict(row) for row in known["table"]]
         return RunOutcome(folder, table, tuple(known["messages"]), known["passed"]) if same else None

@@ -9,24 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ups.config.gates import GateSettings
 from ups.config.load import load_settings, resolved
-from ups.config.schema import Settings
 from ups.errors import UpsError
 from ups.evaluation.gates import Judgement, Scored, judge, judge_hashes
-from ups.evaluation.leaderboard import Entry, Leaderboard
+from ups.evaluation.leaderboard import Entry, Leaderboard, Standing
 from ups.models.prior import SteadyPrior
 from ups.models.store import CONFIG, WEIGHTS
 from ups.physics.equations import Equation, get_equation
 from ups.pipeline.records import StepRecords, digest, training_hash, write_json
 
 GATES = "gates.json"
-FORMAT = 1
+FORMAT = 2
 OF_SMALL = ("data", "config", "model", "small evaluation")
 """What a small evaluation binds together."""
 
@@ -46,6 +45,7 @@ class Decision:
         hashes: of what it was judged on.
         settings: the gates.
         judged_at: when.
+        standing: how it was left on the leaderboard; None where it was not entered.
     """
 
     run: str
@@ -55,6 +55,7 @@ class Decision:
     hashes: dict[str, str]
     settings: dict[str, Any]
     judged_at: str
+    standing: Standing | None = None
 
     @property
     def messages(self) -> tuple[str, ...]:
@@ -79,6 +80,7 @@ class Decision:
             "verdicts": self.judgement.to_json(),
             "passed": self.judgement.passed,
             "promoted": self.promoted,
+            "standing": None if self.standing is None else asdict(self.standing),
         }
         return {**found, "seal": digest(found)}
 
@@ -118,17 +120,13 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def leaderboard_of(settings: Settings) -> Leaderboard:
-    """The leaderboard that runs of these settings are entered into."""
-    return Leaderboard(Path(settings.gates.leaderboard or Path(settings.runs_dir) / "leaderboard.sqlite"))
-
-
 def decide(
     run_dir: Path, records: StepRecords, data_hash: str, settings: GateSettings, board: Leaderboard, small: Judgement
 ) -> Decision:
     """Judges an evaluated run, enters it on the leaderboard and promotes it where it passes; done once.
 
-    What was decided is repeated as long as nothing that it rests on has changed.
+    What was decided is repeated as long as nothing that it rests on has changed, the champion included: against
+    another one, or where its row is gone, the run is judged again.
 
     Args:
         small: how the small evaluation was judged; a run that failed there has no other, and is not entered.
@@ -137,9 +135,11 @@ def decide(
         UpsError: `gates.json` is not what was written; the leaderboard cannot be used.
     """
     chosen, hashes, began = settings.model_dump(mode="json"), current_hashes(run_dir, data_hash), time.perf_counter()
-    key, path = digest(chosen, hashes), run_dir / GATES
+    key, path = digest(FORMAT, chosen, hashes), run_dir / GATES
     if records.done("gates-promotion", key, path):
-        return read_decision(run_dir, records)
+        known = read_decision(run_dir, records)
+        if known.standing is None or board.shows(known.standing):
+            return known
     if not records.done("gates", key, path):
         recorded = records.note("evaluate" if small.passed else "evaluate-small", "hashes", {})
         chain = judge_hashes(recorded, hashes, CHAIN if small.passed else OF_SMALL)
@@ -181,9 +181,12 @@ def promote(
         verdicts = judge(candidate, None if champion is None else champion.scored, settings, undefined).verdicts
         return Judgement((*before, *verdicts))
 
-    judgement, champion = board.submit(entry_of(run_dir, board, candidate, hashes), judge_again)
+    entry = entry_of(run_dir, board, candidate, hashes)
+    judgement, champion = board.submit(entry, judge_again)
     against = None if champion is None else champion.scored.run
-    final = Decision(run_dir.name, judgement, judgement.passed, against, hashes, decision.settings, _now())
+    after = entry if judgement.passed else champion
+    standing = Standing(entry.group, entry.row, None if after is None else after.row)
+    final = Decision(run_dir.name, judgement, judgement.passed, against, hashes, decision.settings, _now(), standing)
     _write(final, run_dir, records, str(records.key("gates")), time.perf_counter())
     return final
 
@@ -228,7 +231,8 @@ def read_decision(run_dir: Path, records: StepRecords) -> Decision:
             raise UpsError(f"{path} is not what was decided: its hashes do not match; {again}")
         judgement = Judgement.from_json(found["verdicts"])
         kept = {name: found[name] for name in ("run", "promoted", "champion", "hashes", "settings", "judged_at")}
-        return Decision(judgement=judgement, **kept)
+        standing = None if found["standing"] is None else Standing.from_json(found["standing"])
+        return Decision(judgement=judgement, standing=standing, **kept)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UpsError(f"{path} is missing or damaged ({error}); {again}") from error
 

@@ -11,6 +11,7 @@ from typing import Any
 from ups.config.load import resolved
 from ups.config.schema import Settings
 from ups.errors import CheckpointError, UpsError
+from ups.evaluation.leaderboard import Leaderboard
 from ups.files import write_whole
 from ups.runtime import run_id
 
@@ -33,6 +34,11 @@ def training_hash(settings: Settings) -> str:
 def folder_of(settings: Settings) -> Path:
     """The folder of a run of these settings."""
     return Path(settings.runs_dir) / run_id(settings.name, settings.data.task, training_hash(settings))
+
+
+def leaderboard_of(settings: Settings) -> Leaderboard:
+    """The leaderboard that runs of these settings are entered into."""
+    return Leaderboard(Path(settings.gates.leaderboard or Path(settings.runs_dir) / "leaderboard.sqlite"))
 
 
 def write_json(path: Path, value: Any) -> None:

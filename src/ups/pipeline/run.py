@@ -15,6 +15,7 @@ from pathlib import Path
 from ups.config.load import resolved
 from ups.config.schema import Settings, StageName
 from ups.errors import UpsError
+from ups.evaluation.leaderboard import Standing
 from ups.files import held, write_remedy
 from ups.health import findings_of, score_of
 from ups.models.emulator import Emulator
@@ -24,8 +25,8 @@ from ups.pipeline.check_report import CheckReport
 from ups.pipeline.checks import ChecksFailed, check_everything
 from ups.pipeline.finished import RunOutcome, changed_since, remember
 from ups.pipeline.judge import evaluate_in_steps, poor_ensembles, read_table
-from ups.pipeline.promote import decide, leaderboard_of
-from ups.pipeline.records import digest
+from ups.pipeline.promote import decide
+from ups.pipeline.records import digest, leaderboard_of
 from ups.pipeline.threads import settle_threads
 from ups.pipeline.tracking import publish
 from ups.pipeline.train import require_stage, train_stages
@@ -76,7 +77,7 @@ def _run(workspace: Workspace) -> RunOutcome:
     table = read_table(workspace.run_dir)
     messages = (*_ailments(workspace), *poor_ensembles(table), *decision.messages, f"report: {report}")
     outcome = RunOutcome(workspace.run_dir, table, messages, decision.promoted, workspace.timings)
-    _note_end(workspace, outcome)
+    _note_end(workspace, outcome, decision.standing)
     return outcome
 
 
@@ -85,13 +86,13 @@ def _ailments(workspace: Workspace) -> tuple[str, ...]:
     return tuple(f"{one.stage}: {one}" for one in findings_of(workspace.run_dir) if one.kind == "ensemble")
 
 
-def _note_end(workspace: Workspace, outcome: RunOutcome) -> None:
+def _note_end(workspace: Workspace, outcome: RunOutcome, standing: Standing | None) -> None:
     """Notes how the run ended, so that it need not look again: where the data stayed as it was, and was checked."""
     changed = changed_since(workspace.data_seen, workspace.settings.data)
     if changed:
         workspace.progress.say(f"changed while the run was under way: {', '.join(changed)}; run again to use them")
     elif workspace.records.done("check", _key_of_check(workspace)):
-        remember(workspace.settings, workspace.data_seen, outcome)
+        remember(workspace.settings, workspace.data_seen, outcome, standing)
 
 
 def _key_of_check(workspace: Workspace) -> str:
