@@ -6,12 +6,12 @@ import math
 
 from ups.config.learning import OptimizerSettings
 from ups.config.load import resolved
-from ups.config.schema import StageName
 from ups.models.baselines import NetworkEmulator, make_baseline
 from ups.models.emulator import Emulator
 from ups.models.step import StepEmulator
 from ups.models.store import load_weights
-from ups.pipeline.plan import Plan, run_plan
+from ups.pipeline.before import PREDICTING
+from ups.pipeline.plan import Plan, made_from, run_plan
 from ups.pipeline.records import digest
 from ups.pipeline.train import find_focus, fit_closed_form
 from ups.pipeline.validation import chosen_on, validation_of
@@ -20,8 +20,6 @@ from ups.runtime import seed_everything
 from ups.training.baselines import baseline_objective, baseline_training
 from ups.training.schedule import Budget
 from ups.training.stages import build_augments
-
-PREDICTING: tuple[StageName, ...] = ("codec", "operator", "steady_prior")
 
 
 def training_seconds(workspace: Workspace) -> float:
@@ -68,12 +66,16 @@ def train_emulator(
     training = resolved(settings)["training"]
     if not focused:
         training.pop("focus")
-    shapes = {name: tuple(value.shape) for name, value in emulator.state_dict().items()}
-    parts = emulator.parts if isinstance(emulator, NetworkEmulator) else {}
     chosen_by = chosen_on(settings, workspace.main_stage)
-    key = digest(before, step, budget.amount, training, optimizer.model_dump(mode="json"), shapes, parts, chosen_by)
+    read = {"training": training, "optimizer": optimizer.model_dump(mode="json"), "evaluation": chosen_by}
+    parts = {
+        **made_from(workspace, step, before, read),
+        "budget": {budget.unit: budget.amount},
+        "shapes": {name: tuple(value.shape) for name, value in emulator.state_dict().items()},
+        "parts": emulator.parts if isinstance(emulator, NetworkEmulator) else {},
+    }
     folder = workspace.run_dir / "baselines" / emulator.name / "model"
-    if workspace.records.done(step, key, folder):
+    if workspace.records.done(step, digest(parts), folder):
         load_weights(emulator, folder)
         return emulator.eval()
     validate = validation_of(workspace, step, emulator)
@@ -87,7 +89,7 @@ def train_emulator(
         patience=None,
         validate=validate,
         beside=validate.beside,
-        key=key,
+        made_from=parts,
         focus=find_focus(workspace, emulator) if focused and isinstance(emulator, StepEmulator) else None,
     )
     run_plan(workspace, plan, folder)

@@ -11,6 +11,9 @@ from ups.files import require_files, unwritable
 from ups.physics.names import require_equation
 
 STAGES: tuple[StageName, ...] = ("codec", "operator", "diff_residual", "consistency_distill", "steady_prior")
+PREDICTING: tuple[StageName, ...] = ("codec", "operator", "steady_prior")
+"""The stages that train what predicts; the others add ensembles to it."""
+
 STEPS = ("data", "check", *STAGES, "baselines", "evaluate", "gates", "report")
 
 

@@ -14,8 +14,7 @@ from ups.config.schema import INVERSE_TERMS, Settings, StageName
 from ups.data.latents import free_memory
 from ups.errors import UpsError
 from ups.models.baselines import make_baseline
-from ups.pipeline.baselines import PREDICTING
-from ups.pipeline.before import STAGES
+from ups.pipeline.before import PREDICTING, STAGES
 from ups.pipeline.check_report import duration
 from ups.pipeline.effort import Effort
 from ups.pipeline.plan import make_loader

@@ -22,6 +22,8 @@ from ups.models.emulator import Emulator
 from ups.models.prior import SteadyPrior
 from ups.models.simulator import Simulator
 from ups.models.store import FORMAT, save_model
+from ups.pipeline.before import PREDICTING, STAGES
+from ups.pipeline.records import digest
 from ups.pipeline.tracking import open_sinks
 from ups.pipeline.workspace import Workspace
 from ups.training.checkpoint import CheckpointStore
@@ -43,6 +45,7 @@ class Plan:
         beside: scores that are logged with those of every validation.
         auto_validations: of the whole budget, where `training.validate_every` is `auto`; None is what is usual.
         checkpoint_interval: steps between checkpoints; None is that of `training`.
+        made_from: what the outcome depends on, by name, see `made_from`.
         begin: fits in closed form, before training, what is fitted so.
         finish: what is set after training, by how it ended, before the model is saved.
         latents: of the train split by task, which training reads in place of frames.
@@ -56,7 +59,7 @@ class Plan:
     batch_size: int
     patience: int | None
     validate: Callable[[], float]
-    key: str
+    made_from: Mapping[str, Any]
     focus: Focus | None = None
     target: float | None = None
     beside: Callable[[], Mapping[str, float]] = dict
@@ -65,6 +68,27 @@ class Plan:
     begin: Callable[[], None] | None = None
     finish: Callable[[StageOutcome], None] | None = None
     latents: Mapping[str, Frames] | None = None
+
+    @property
+    def key(self) -> str:
+        """Of the step's record."""
+        return digest(self.made_from)
+
+
+def made_from(workspace: Workspace, step: str, before: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the outcome of a training depends on, by name: its hash is the key of the step, and differences are shown.
+
+    Args:
+        before: key of the step that it starts from; None where it starts from data alone.
+        settings: those that it reads, as a tree.
+    """
+    return {
+        "step": step,
+        "starts from": before,
+        "data": workspace.data_hash,
+        "model format": FORMAT,
+        "settings": settings,
+    }
 
 
 def run_plan(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
@@ -81,8 +105,9 @@ def _run(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
     place = workspace.run_dir / "checkpoints" / plan.name
     if workspace.records.key(plan.name) is not None:  # finished, but from something else: only its record knows
         workspace.progress.say(f"{plan.name}: trained again, because what it depends on has changed")
-        workspace.records.forget(plan.name)
+        discard_followers(workspace, plan.name)
         shutil.rmtree(place, ignore_errors=True)
+        workspace.records.forget(plan.name)
     store = TimedStore(
         place,
         fingerprint=fingerprint(workspace, plan),
@@ -144,6 +169,25 @@ def _run(workspace: Workspace, plan: Plan, folder: Path) -> StageOutcome:
     }
     workspace.records.finish(plan.name, plan.key, time.perf_counter() - began, **notes)
     return outcome
+
+
+def discard_followers(workspace: Workspace, step: str) -> None:
+    """Discards checkpoints of interrupted trainings that start from a step that is about to be trained again.
+
+    Those of finished ones are known to be stale by their records. A kill in between leaves the record of the step
+    itself, by which it is all done again.
+    """
+    for place in sorted((workspace.run_dir / "checkpoints").glob("*")):
+        if follows(place.name, step) and workspace.records.key(place.name) is None:
+            workspace.progress.say(f"{place.name}: its checkpoints are discarded, because {step} is trained again")
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def follows(later: str, step: str) -> bool:
+    """Whether a training starts from another, or, a baseline's, is given as many seconds as that took."""
+    if later in STAGES:
+        return step in STAGES[: STAGES.index(later)]
+    return step in PREDICTING
 
 
 class TimedStore(CheckpointStore):
@@ -252,12 +296,10 @@ def _remedies_of_operator(settings: Settings) -> list[str]:
 def fingerprint(workspace: Workspace, plan: Plan) -> Mapping[str, Any]:
     """What a checkpoint must share with the training that resumes from it; shown where it does not."""
     return {
-        "settings": model_settings(workspace.settings) | {"optimizer": plan.optimizer.model_dump(mode="json")},
+        **plan.made_from,
+        "settings": model_settings(workspace.settings) | plan.made_from["settings"],
         "budget": {plan.budget.unit: plan.budget.amount},
-        "data": workspace.data_hash,
-        "model format": FORMAT,
         "device": workspace.device.type,  # its generators have states of their own
-        "key": plan.key,
     }
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,10 +23,10 @@ from ups.models.simulator import Simulator
 from ups.models.step import StepEmulator
 from ups.models.store import adopt, load_weights, save_model
 from ups.physics.equations import get_equation
-from ups.pipeline.before import STAGES
+from ups.pipeline.before import PREDICTING, STAGES
 from ups.pipeline.effort import Effort, expected_steps
 from ups.pipeline.ensembles import DistanceToTeacher, EnsembleScore, calibrate, compare_student
-from ups.pipeline.plan import Plan, model_settings, run_plan
+from ups.pipeline.plan import Plan, made_from, model_settings, run_plan
 from ups.pipeline.records import digest
 from ups.pipeline.validation import chosen_on, validation_of
 from ups.pipeline.workspace import Workspace
@@ -88,12 +89,10 @@ def train_prior(workspace: Workspace) -> SteadyPrior:
     """Trains the steady prior, unless its record says that it is done; the result is in `model/`."""
     settings = workspace.settings
     prior = workspace.new_prior().to(workspace.device)
-    choices, stage = resolved(settings), STAGES[-1]
-    parts = ("data", "prior", "seed", "training", "optimizer")
-    chosen_by = chosen_on(settings, stage)
-    key = digest({name: choices[name] for name in parts}, choices["stages"][stage], workspace.data_hash, chosen_by)
+    stage = STAGES[-1]
+    parts = made_from(workspace, stage, None, settings_of(settings, stage, "data", "prior"))
     folder = workspace.run_dir / "checkpoints" / stage / "model"
-    if workspace.records.done(stage, key, folder):
+    if workspace.records.done(stage, digest(parts), folder):
         load_weights(prior, folder)
     elif settings.stage(stage).skipped:
         raise UsageError(f"stages.{stage}.epochs is 0: nothing would be trained; give the stage a budget")
@@ -119,7 +118,7 @@ def train_prior(workspace: Workspace) -> SteadyPrior:
             checkpoint_interval=settings.checkpoint_interval_of(stage),
             validate=validate,
             beside=validate.beside,
-            key=key,
+            made_from=parts,
             finish=finish,
         )
         run_plan(workspace, plan, folder)
@@ -161,11 +160,9 @@ def train_stage(
         budget: instead of the one that the settings give the stage.
     """
     settings = workspace.settings
-    choices = resolved(settings)
-    shared = choices["training"], choices["optimizer"], settings.seed, chosen_on(settings, stage)
-    key = digest(before, stage, choices["stages"][stage], *shared)
-    if stage in ("diff_residual", "consistency_distill"):
-        key = digest(key, choices["diffusion"], choices["evaluation"]["corrector_every"])
+    of_network = () if stage in PREDICTING else ("diffusion",)
+    parts = made_from(workspace, stage, before, settings_of(settings, stage, *of_network))
+    key = digest(parts)
     folder = workspace.run_dir / "checkpoints" / stage / "model"
     if workspace.records.done(stage, key, folder):
         adopt(simulator, folder)
@@ -191,7 +188,7 @@ def train_stage(
         checkpoint_interval=settings.checkpoint_interval_of(stage),
         validate=validate,
         beside=validate.beside,
-        key=key,
+        made_from=parts,
         focus=find_focus(workspace, simulator) if stage == "operator" else None,
         latents=cached_latents(workspace, simulator) if stage == "operator" else None,
     )
@@ -201,6 +198,20 @@ def train_stage(
         plan = with_ensembles(workspace, plan, simulator, objective)
     run_plan(workspace, plan, folder)
     return key
+
+
+def settings_of(settings: Settings, stage: StageName, *more: str) -> dict[str, Any]:
+    """The settings that a stage reads beside those of what it starts from, as a tree.
+
+    Args:
+        more: groups of settings that only this stage reads.
+    """
+    choices = resolved(settings)
+    return {
+        **{name: choices[name] for name in ("training", "optimizer", "seed", *more)},
+        "stages": {stage: choices["stages"][stage]},
+        "evaluation": chosen_on(settings, stage),
+    }
 
 
 def with_ensembles(

@@ -14,6 +14,7 @@ from ups.errors import DataError
 from ups.evaluation.metrics import nrmse
 from ups.evaluation.validate import validation_error, validation_reconstruction
 from ups.models.emulator import Emulator
+from ups.pipeline.before import PREDICTING
 from ups.pipeline.workspace import Workspace
 
 
@@ -69,4 +70,7 @@ def validation_of(workspace: Workspace, stage: str, emulator: Emulator) -> Valid
 def chosen_on(settings: Settings, stage: StageName) -> dict[str, Any]:
     """The settings of the roll-outs by which a stage's weights and spread are chosen; a codec is not rolled out."""
     evaluation = resolved(settings)["evaluation"]
-    return {} if stage == "codec" else {name: evaluation[name] for name in ("small", "rollout_mode")}
+    names = () if stage == "codec" else ("small", "rollout_mode")
+    if stage not in PREDICTING:
+        names = (*names, "corrector_every")
+    return {name: evaluation[name] for name in names}
