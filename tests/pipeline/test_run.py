@@ -23,11 +23,13 @@ from ups.evaluation.board import Board
 from ups.evaluation.leaderboard import Leaderboard
 from ups.models.store import FORMAT, load_model
 from ups.pipeline.evaluate import evaluate_run
+from ups.pipeline.finished import outcome_of_finished
 from ups.pipeline.plan import TimedStore
 from ups.pipeline.records import StepRecords
 from ups.pipeline.run import open_workspace, run_pipeline, train_pipeline
 from ups.runtime import SilentProgress
 from ups.timing import Timings
+from ups.versions import SCORES
 
 
 def test_a_run_leaves_what_is_promised_and_running_again_does_nothing(burgers: Path) -> None:
@@ -266,9 +268,40 @@ def test_a_model_of_another_format_is_trained_again_by_what_its_refusal_says(bur
     load_model(folder / "model")
 
 
+def test_what_a_version_with_another_model_format_trained_is_trained_again(
+    burgers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        for place in ("models.store.FORMAT", "pipeline.plan.MODEL_FORMAT", "pipeline.finished.MODEL_FORMAT"):
+            older.setattr(f"ups.{place}", FORMAT - 1)
+        folder = run(burgers).run_dir
+        assert outcome_of_finished(load_settings(burgers)) is not None
+    assert outcome_of_finished(load_settings(burgers)) is None
+    with pytest.raises(CheckpointError, match="cannot be loaded by this one"):
+        load_model(folder / "model")
+    run(burgers)
+    load_model(folder / "model")
+
+
+def test_scores_of_another_definition_are_made_again_and_not_compared(
+    burgers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ("evaluation.baselines=persistence", "gates.first_champion=true")
+    folder = run(burgers, *overrides).run_dir
+    trained = (folder / "log.jsonl").stat().st_mtime_ns
+    for place in ("evaluation.protocol", "pipeline.run", "pipeline.finished"):
+        monkeypatch.setattr(f"ups.{place}.SCORES", SCORES + 1)
+    assert outcome_of_finished(load_settings(burgers, overrides)) is None
+    assert run(burgers, *overrides).passed
+    assert (folder / "log.jsonl").stat().st_mtime_ns == trained
+    entries = Leaderboard(burgers.parent / "runs" / "leaderboard.sqlite").entries()
+    assert [entry.champion for entry in entries] == [True, True], "of two groups"
+    assert len({entry.scored.protocol for entry in entries}) == 2
+
+
 def test_a_training_of_another_model_format_is_not_gone_on_with(burgers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     StepRecords(train(burgers).run_dir).forget("operator")  # as if killed at its end
-    monkeypatch.setattr("ups.pipeline.plan.FORMAT", 99)
+    monkeypatch.setattr("ups.pipeline.plan.MODEL_FORMAT", 99)
     with pytest.raises(CheckpointError, match=rf"model format: {FORMAT} in the checkpoint, 99 now(.|\n)*remove"):
         train(burgers)
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ups.data.trajectories import TrajectorySet
+from ups.versions import SCORES
 
 MODES = ("latent", "physical")
 """Ways to roll out: staying in latent space between steps, or decoding and encoding at each."""
@@ -76,6 +77,7 @@ def describe(
         for task, trajectories in sets.items()
     }
     asked = {
+        "scores_version": SCORES,
         "split": protocol.split,
         "steps": protocol.steps,
         "rollout_mode": protocol.mode,

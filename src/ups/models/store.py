@@ -21,8 +21,8 @@ from ups.models.diffusion import DiffusionArchitecture
 from ups.models.emulator import Emulator, TaskSpec
 from ups.models.prior import PriorArchitecture, SteadyPrior
 from ups.models.simulator import Architecture, Simulator
+from ups.versions import MODEL_FORMAT as FORMAT
 
-FORMAT = 5
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 CONFIG_OF_RUN = "config.yaml"  # of a run's folder, in which a model lies
 CUSTOM = " (custom)"  # mark of a network whose sizes and parts are not those of the package's baselines

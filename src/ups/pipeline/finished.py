@@ -14,6 +14,7 @@ from ups.config.schema import Settings
 from ups.evaluation.leaderboard import Standing
 from ups.pipeline.records import digest, folder_of, leaderboard_of, write_json
 from ups.timing import Timings
+from ups.versions import MODEL_FORMAT, SCORES
 
 FORMAT = 3
 FINISHED = "finished.json"
@@ -47,7 +48,7 @@ def remember(settings: Settings, data: Stamps, outcome: RunOutcome, standing: St
     """
     content = {
         "format": FORMAT,
-        "key": digest(resolved(settings)),
+        "key": _key(settings),
         "data": data,
         "left": stamps(files_left(outcome.run_dir)),
         "standing": None if standing is None else asdict(standing),
@@ -69,7 +70,7 @@ def outcome_of_finished(settings: Settings) -> RunOutcome | None:
         known: dict[str, Any] = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
         same = (
             known["format"] == FORMAT
-            and known["key"] == digest(resolved(settings))
+            and known["key"] == _key(settings)
             and not changed_since(known["data"], settings.data)
             and known["left"] == stamps(files_left(folder))
             and (known["standing"] is None or leaderboard_of(settings).shows(Standing.from_json(known["standing"])))
@@ -78,6 +79,11 @@ def outcome_of_finished(settings: Settings) -> RunOutcome | None:
         return RunOutcome(folder, table, tuple(known["messages"]), known["passed"]) if same else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or damaged: every step looks itself
         return None
+
+
+def _key(settings: Settings) -> str:
+    """Hash of the settings, and of the versions of what a run leaves: models that load, scores that compare."""
+    return digest(resolved(settings), MODEL_FORMAT, SCORES)
 
 
 def data_stamps(data: DataSettings, named: Iterable[Path]) -> Stamps:

@@ -21,7 +21,7 @@ from ups.data.windows import WindowLoader
 from ups.models.emulator import Emulator
 from ups.models.prior import SteadyPrior
 from ups.models.simulator import Simulator
-from ups.models.store import FORMAT, save_model
+from ups.models.store import save_model
 from ups.pipeline.before import PREDICTING, STAGES
 from ups.pipeline.records import digest
 from ups.pipeline.tracking import open_sinks
@@ -34,6 +34,7 @@ from ups.training.memory import explaining_memory
 from ups.training.monitor import Monitor
 from ups.training.optim import build_optimizer
 from ups.training.schedule import Budget, build_schedule
+from ups.versions import MODEL_FORMAT
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def made_from(workspace: Workspace, step: str, before: str | None, settings: Map
         "step": step,
         "starts from": before,
         "data": workspace.data_hash,
-        "model format": FORMAT,
+        "model format": MODEL_FORMAT,
         "settings": settings,
     }
 

@@ -34,6 +34,7 @@ from ups.pipeline.workspace import Workspace
 from ups.runtime import Progress
 from ups.timing import Timings
 from ups.training.builders import require_form
+from ups.versions import SCORES
 
 
 def run_pipeline(
@@ -66,7 +67,7 @@ def _run(workspace: Workspace) -> RunOutcome:
         emulators[name] = train_baseline(workspace, name)
     trained = [workspace.records.key(name) for name in (*STAGES, *(f"baselines-{name}" for name in emulators))]
     when = [workspace.records.note(name, "finished_at", None) for name in STAGES]  # trained again is another model
-    key = digest(trained, when, resolved(settings)["evaluation"], workspace.data_hash)
+    key = digest(trained, when, resolved(settings)["evaluation"], workspace.data_hash, SCORES)
     small = evaluate_in_steps(workspace, emulators, key)
     with workspace.timings.part("gates and promotion"):
         board = leaderboard_of(settings)
