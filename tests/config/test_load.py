@@ -36,6 +36,12 @@ def test_lists_are_replaced_and_files_are_one_value(tmp_path: Path) -> None:
     assert settings.evaluation.baselines == ("persistence", "linear")
 
 
+def test_a_pattern_on_the_command_line_needs_no_quotes_of_its_own(tmp_path: Path) -> None:
+    top = write(tmp_path, top="task: c\n")
+    assert load_settings(top, ["data.files=*.h5"]).data.files == ("*.h5",)
+    assert load_settings(top, ["data.files=[a*.h5, '*b.h5']"]).data.files == ("a*.h5", "*b.h5")
+
+
 def test_a_budget_displaces_another_kind_of_budget_but_two_in_one_place_are_refused(tmp_path: Path) -> None:
     text = f"{MINIMAL}stages: {{operator: {{epochs: 3, patience: 4}}}}\n"
     operator = load_settings(write(tmp_path, top=text), ["stages.operator.seconds=5"]).stages.operator

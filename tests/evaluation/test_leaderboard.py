@@ -73,6 +73,16 @@ def test_a_better_run_takes_the_place_and_every_row_stays(board: Leaderboard) ->
     assert found.scored == entry("run4", 0.1).scored
 
 
+def test_somebody_elses_file_is_read_as_it_is(board: Leaderboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit(board, entry("run0", 0.3))
+    before = sorted(path.name for path in board.path.parent.iterdir()), board.path.read_bytes()
+    monkeypatch.setattr("os.access", lambda *_: False)
+    monkeypatch.setattr(Leaderboard, "_prepare", lambda *_: pytest.fail("it would be written to"))
+    assert [one.folder for one in board.entries()] == ["run0"]
+    assert [reign.run for reign in board.reigns()] == ["run0"]
+    assert (sorted(path.name for path in board.path.parent.iterdir()), board.path.read_bytes()) == before
+
+
 def test_every_set_of_tasks_and_every_protocol_has_its_own_champion(board: Leaderboard) -> None:
     for one in (entry("a", 0.3), entry("b", 0.9, 0.9), entry("c", 0.9, protocol="other")):
         assert submit(board, one)

@@ -106,6 +106,13 @@ def test_arguments_of_a_wrong_kind_are_wrong_usage(surrogate: Surrogate, tmp_pat
         assert says in line
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps:7"])
+def test_a_device_that_is_not_there_is_named(surrogate: Surrogate, tmp_path: Path, device: str) -> None:
+    save_model(surrogate.emulator, tmp_path / "model")
+    with pytest.raises(UsageError, match=f"device is '{device}', which PyTorch does not find here"):
+        load(tmp_path, device)
+
+
 def test_views_of_arrays_and_whole_numbers_of_numpy_are_taken(surrogate: Surrogate) -> None:
     u0 = np.random.default_rng(0).normal(size=(3, 1, 32))
     turned = surrogate.rollout(u0[::-1], steps=np.int64(2))

@@ -15,7 +15,7 @@ from tests.pipeline.small_run import write_config
 from torch import Tensor
 
 from ups.config.load import load_settings
-from ups.config.schema import EvaluationSettings
+from ups.config.schema import EvaluationScope, EvaluationSettings
 from ups.evaluation.evaluate import Protocol, evaluate
 from ups.evaluation.rollout import RolloutBatch, rollout_trajectories
 from ups.physics.solvers.cost import SolverCost
@@ -81,7 +81,11 @@ def test_a_deterministic_model_has_the_table_it_had() -> None:
         score_table(older)
 
 
-def test_settings_say_how_many_members_an_ensemble_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("asked_for", "steps"), [(None, None), (7, 7), (8, None), (1000, None)])
+def test_settings_say_how_many_members_and_steps_there_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked_for: int | None, steps: int | None
+) -> None:
+    """As many steps as there are, or more, are all of them: one protocol, and one champion."""
     asked = []
 
     class Found:
@@ -93,12 +97,14 @@ def test_settings_say_how_many_members_an_ensemble_has(monkeypatch: pytest.Monke
         return Found()
 
     monkeypatch.setattr(judge, "evaluate", stand_in)
-    settings = SimpleNamespace(evaluation=EvaluationSettings(members=5, solver_reference=False))
+    evaluation = EvaluationSettings(members=5, solver_reference=False, full=EvaluationScope(steps=asked_for))
+    settings = SimpleNamespace(evaluation=evaluation, data=SimpleNamespace(context=1))
+    splits = {"test": {"one": SimpleNamespace(lengths=torch.tensor([9, 5]))}}
     workspace: Any = SimpleNamespace(
-        settings=settings, splits={"test": {}}, device=None, progress=None, run_dir=tmp_path, timings=Timings()
+        settings=settings, splits=splits, device=None, progress=None, run_dir=tmp_path, timings=Timings()
     )
     judge.evaluate_models(workspace, {}, "full")
-    assert asked == [Protocol(split="test", members=5), (tmp_path / "evaluation", "full")]
+    assert asked == [Protocol(split="test", members=5, steps=steps), (tmp_path / "evaluation", "full")]
 
 
 def test_solver_and_model_are_timed_on_the_same_trajectories_as_one_batch(

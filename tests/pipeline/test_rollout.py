@@ -18,12 +18,18 @@ from ups.pipeline.evaluate import evaluate_run
 from ups.pipeline.rollout import rollout_file
 from ups.runtime import SilentProgress
 
+TRAINED_ON = "the model was trained on 0.0136364 to 0.05, and extrapolates beyond"
+
 
 class Told(SilentProgress):
-    """Keeps how far the work was."""
+    """Keeps how far the work was, and what was said."""
 
     def __init__(self) -> None:
         self.updates: list[float] = []
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
 
     def update(self, done: float, note: str = "") -> None:
         self.updates.append(done)
@@ -41,6 +47,12 @@ def test_parameters_that_vary_are_written_with_a_roll_out_which_tells_how_far_it
     assert told.updates == [5, 10, 12]
     with h5py.File(tmp_path / "out.hdf5") as file:
         np.testing.assert_allclose(file.attrs["Nu"], nus, rtol=1e-6)
+        assert file.attrs["task"] == "burgers1d"
+    assert told.lines == ["warning: nu reaches from 0.01 to 0.05; " + TRAINED_ON], "the least is in another split"
+    write_task(tmp_path / "far.hdf5", "burgers1d", num=3, frames=8, resolution=32, Nu=0.2)
+    rollout_file(folder, tmp_path / "far.hdf5", 2, tmp_path / "far-out.hdf5", None, progress=told)
+    evaluate_run(folder, [tmp_path / "far.hdf5"], "test", told)
+    assert told.lines.count("warning: nu reaches from 0.2 to 0.2; " + TRAINED_ON) == 2
 
 
 def test_predictions_are_no_data_but_a_place_to_go_on_from_in_a_folder_that_is_made(tmp_path: Path) -> None:

@@ -138,7 +138,8 @@ def _override_document(overrides: Iterable[str]) -> _Document:
             raise SettingsError(f"{COMMAND_LINE}: include works in files only; name the other file as CONFIG")
         if not text.strip():
             raise SettingsError(f"{COMMAND_LINE}: {override!r} has no value; write {name}=null to give none")
-        value = parse_yaml(text, f"{COMMAND_LINE}, {name}")
+        # A pattern such as *.h5: in YAML a star begins an alias, and there is nothing here that one could be of.
+        value: Any = text if text.startswith("*") else parse_yaml(text, f"{COMMAND_LINE}, {name}")
         for key in reversed(keys):
             value = {key: value}
         tree = deep_merge(tree, value)

@@ -68,7 +68,11 @@ def settle_task(file: h5py.File, layout: Layout, asked: str | None) -> str:
         if len(candidates) == 1:
             return candidates[0]
         could = ", ".join(candidates) or "none that is known by its shapes"
-        raise bad(file.filename, f"cannot tell its task (could be: {could})", "name it with data.task")
+        raise bad(
+            file.filename,
+            f"cannot tell its task (could be: {could})",
+            "name it with data.task, or in the file's attribute task",
+        )
     fits = asked in EQUATIONS and can_hold(layout, EQUATIONS[asked])
     stated = _stated_tasks(file, layout)
     unpublished = asked not in layout.tasks and not stated  # a layout and its parameters suggest published tasks alone

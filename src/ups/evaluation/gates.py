@@ -233,7 +233,7 @@ def _ratio(task: str, metric: str, ratio: float, candidate: Scored, champion: Sc
 
 def _machine(run: Scored) -> str:
     machine = run.machine
-    where = f"{machine.get('device')} ({machine.get('processor')})"
+    where = f"{machine.get('device')} ({machine.get('processor') or 'an earlier version did not note which processor'})"
     return f"{where} with {machine.get('threads')} threads, {machine.get('batch_size')} together"
 
 

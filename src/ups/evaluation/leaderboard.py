@@ -8,6 +8,7 @@ leaves nothing. The file itself refuses a second champion.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -258,8 +259,15 @@ class Leaderboard:
     def _open_existing(self) -> Iterator[sqlite3.Connection]:
         if not self.path.is_file():
             raise UsageError(f"there is no leaderboard at {self.path}; 'ups run' makes it, or name another --runs-dir")
-        with self._open() as db:
-            yield db
+        if os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK):
+            with self._open() as db:
+                yield db
+            return
+        try:  # somebody else's: it is read as it stands in the file
+            with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
+                yield db
+        except sqlite3.Error as error:
+            raise UpsError(f"the leaderboard {self.path} cannot be read: {error}") from error
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

@@ -271,13 +271,28 @@ def _summary(spec: TaskSpec) -> str:
     return ", ".join([f"  {spec.name}: {fields} on {grid}", *step, *(params or spec.param_names)])
 
 
+def require_device(device: torch.device | str) -> None:
+    """Refuses a device that PyTorch does not know, or does not find here.
+
+    Raises:
+        UsageError: so it is.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device is {str(device)!r}, which PyTorch does not find here: {error}") from error
+
+
 def load(folder: str | Path, device: torch.device | str | None = None) -> Surrogate:
     """Reads a trained model from a run's folder, from its `model/` or a copy of that, or from `hf://OWNER/NAME`.
 
     Raises:
         CheckpointError: there is no model, or it is damaged.
         UpsError: it is on the Hugging Face Hub, and the extra `hub` is not installed.
+        UsageError: there is no such device here.
     """
+    if device is not None:
+        require_device(device)
     place = download(folder) if isinstance(folder, str) and folder.startswith(SCHEME) else Path(folder)
     chosen = (
         torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import Float
 
 from ups.config.data import DataSettings
 from ups.config.load import load_settings
@@ -19,6 +21,7 @@ from ups.files import require_files
 from ups.models.baselines import make_baseline
 from ups.models.emulator import TaskSpec
 from ups.models.store import load_model
+from ups.models.surrogate import EDGE
 from ups.pipeline.before import require_run
 from ups.pipeline.judge import Row, score_table
 from ups.pipeline.records import digest, read_record, write_json
@@ -61,6 +64,8 @@ def evaluate_run(
     sets = load_sets(files, simulator.tasks, workspace.settings.data) if files else own_split(workspace, split)
     if files:
         warn_of_overlap(workspace, sets)
+        for task, given in sets.items():
+            warn_of_extrapolation(simulator.tasks[task], given.params.numpy(), progress)
     settings = workspace.settings.evaluation
     full = settings.full
     name = "files" if files else split
@@ -107,6 +112,19 @@ def warn_of_overlap(workspace: Workspace, sets: Mapping[str, TrajectorySet]) -> 
                 workspace.progress.say(
                     f"warning: {seen} of {given.num} {task} trajectories are those the model was {verb} on"
                 )
+
+
+def warn_of_extrapolation(
+    spec: TaskSpec, params: Float[np.ndarray, "trajectory parameter"], progress: Progress
+) -> None:
+    """Says which parameters of a file reach beyond those that the model was trained on."""
+    for name, low, high, values in zip(spec.param_names, spec.param_low, spec.param_high, params.T, strict=False):
+        slack = EDGE * max(abs(low), abs(high))
+        if low < high and (values.min() < low - slack or values.max() > high + slack):
+            progress.say(
+                f"warning: {name} reaches from {values.min():g} to {values.max():g}; the model was trained on {low:g} "
+                f"to {high:g}, and extrapolates beyond"
+            )
 
 
 def load_sets(files: Sequence[Path], tasks: Mapping[str, TaskSpec], data: DataSettings) -> dict[str, TrajectorySet]:

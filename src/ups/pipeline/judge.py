@@ -98,9 +98,10 @@ def evaluate_models(
     """
     settings = workspace.settings.evaluation
     wanted = settings.small if scope == "small" else settings.full
-    protocol = Protocol(
-        split, wanted.max_samples, wanted.steps, settings.rollout_mode, settings.batch_size, settings.members
-    )
+    context = workspace.settings.data.context
+    longest = max(int(one.lengths.max()) for one in workspace.splits[split].values()) - context
+    steps = wanted.steps if wanted.steps is not None and wanted.steps < longest else None  # more is all there are
+    protocol = Protocol(split, wanted.max_samples, steps, settings.rollout_mode, settings.batch_size, settings.members)
     sets, part = workspace.splits[split], workspace.timings.part
     with part(f"evaluate: {scope}", compute=True):
         found = evaluate(

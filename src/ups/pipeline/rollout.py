@@ -23,7 +23,7 @@ from ups.models.emulator import TaskSpec
 from ups.models.surrogate import Surrogate, load
 from ups.physics.equations import get_equation
 from ups.pipeline.before import require_rollout
-from ups.pipeline.evaluate import open_run
+from ups.pipeline.evaluate import open_run, warn_of_extrapolation
 from ups.runtime import Progress, SilentProgress
 
 BATCH = 32
@@ -73,6 +73,7 @@ def rollout_file(
     with open_trajectories(source, only, min_frames=1, predictions=True) as file:
         kept = thinned(surrogate, file, workspace.settings.data)
         spec, axes = matching_spec(surrogate, kept)
+        warn_of_extrapolation(spec, file.params, progress)
         mode = mode or (None if spec.steady else evaluated)
         predictions, context = [], first_frames(kept, spec.context)
         together = max(1, BATCH // (members or 1))
@@ -102,6 +103,7 @@ def rollout_file(
     drawn = None if members is None else torch.cat(predictions, dim=1)
     predicted = torch.cat(predictions) if drawn is None else drawn.mean(dim=0)
     with h5py.File(out.name, "w", driver="core", backing_store=False) as target:  # in memory: a full disk meets bytes
+        target.attrs["task"] = spec.name
         target.attrs[PREDICTED_BY] = f"run {run.resolve().name}, {steps} steps from {source.name}"
         for name, values in parameters.items():
             target.attrs[name] = values[0] if np.all(values == values[0]) else values
