@@ -30,7 +30,7 @@ demo: setup
 	$(BIN)/ups run configs/demo.yaml
 
 test: setup browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
 
 # The report is tested in a real browser. Where there is none and it may be installed, it is; elsewhere that test is skipped.
 browser:
