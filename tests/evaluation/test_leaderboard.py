@@ -17,7 +17,7 @@ from ups.config.gates import GateSettings
 from ups.errors import UpsError, UsageError
 from ups.evaluation.board import Board
 from ups.evaluation.gates import Judgement, Scored, judge
-from ups.evaluation.leaderboard import Entry, Leaderboard
+from ups.evaluation.leaderboard import Entry, Leaderboard, Standing
 
 SETTINGS = GateSettings.model_validate({"first_champion": True})
 UNDEFINED = {"bc_violation": "periodic", "conservation_gap": "none"}
@@ -80,6 +80,7 @@ def test_somebody_elses_file_is_read_as_it_is(board: Leaderboard, monkeypatch: p
     monkeypatch.setattr(Leaderboard, "_prepare", lambda *_: pytest.fail("it would be written to"))
     assert [one.folder for one in board.entries()] == ["run0"]
     assert [reign.run for reign in board.reigns()] == ["run0"]
+    assert board.shows(Standing(entry("run0", 0.3).group, entry("run0", 0.3).row, entry("run0", 0.3).row))
     assert (sorted(path.name for path in board.path.parent.iterdir()), board.path.read_bytes()) == before
 
 

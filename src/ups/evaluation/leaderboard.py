@@ -209,7 +209,7 @@ class Leaderboard:
         """Whether a run is still as it was left: its row is there, and the champion is the same."""
         if not self.path.exists():
             return False
-        with self._open() as db:
+        with self._open_existing() as db:
             champion = self._champion(db, standing.group)
             there = self._number(db, standing.group, standing.run) is not None
         return there and standing.champion == (None if champion is None else champion.row)
