@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -29,6 +30,7 @@ from ups.pipeline.effort import (
 from ups.pipeline.ensembles import WIDENINGS, best_widening, trusted_widening
 from ups.pipeline.run import open_workspace
 from ups.pipeline.train import fit_closed_form
+from ups.pipeline.validation import validation_of
 from ups.pipeline.workspace import Workspace
 from ups.runtime import SilentProgress
 from ups.training.diffusion import DiffusionObjective
@@ -186,3 +188,12 @@ def test_validations_are_seldom_where_the_training_is_short() -> None:
 
 def test_the_roll_outs_are_those_of_the_validation_split(workspace: Workspace) -> None:
     assert Effort.of(workspace, diffusion(workspace), 4).rollouts == ((workspace.splits["valid"]["burgers1d"].num, 11),)
+
+
+@pytest.mark.parametrize("stage", ["codec", "operator"])
+def test_validations_take_as_many_trajectories_at_once_as_the_settings_say(workspace: Workspace, stage: str) -> None:
+    evaluation = workspace.settings.evaluation.model_copy(update={"batch_size": 5})
+    workspace.settings = workspace.settings.model_copy(update={"evaluation": evaluation})
+    validate = validation_of(workspace, stage, workspace.new_simulator())
+    assert isinstance(validate.measure, partial)
+    assert validate.measure.keywords["batch_size"] == 5
