@@ -43,6 +43,8 @@ def test_a_folder_that_is_no_run_is_wrong_usage(cli: Ups, tmp_path: Path, comman
         ["run", "settings.yaml", "task=darcy2d", "evaluation.baselines=[linear]"],
         ["run", "settings.yaml", "stages.operator.seconds=0"],
         ["run", "settings.yaml", "--force", "trainn"],
+        ["run", "settings.yaml", "--force", "diff_residual"],
+        ["run", "settings.yaml", "--force", "steady_prior"],
         ["check", "settings.yaml", "operator.form=flux_open"],
         ["run", "settings.yaml", "data.files=none.h5"],
         ["run", "settings.yaml", "data.files=[none*.h5]"],

@@ -49,6 +49,10 @@ def test_a_budget_displaces_another_kind_of_budget_but_two_in_one_place_are_refu
     said = problems_of(tmp_path, f"{MINIMAL}stages: {{operator: {{steps: 3, seconds: 4}}}}\n")
     assert "stages.operator (" in said
     assert "give exactly one budget out of epochs, steps and seconds; found steps and seconds" in said
+    said = problems_of(tmp_path, text, "stages.operator.steps=3", "stages.operator.seconds=4")
+    assert "found steps and seconds" in said, "nor does one on the command line displace another there"
+    again = ["stages.operator.steps=3", "stages.operator.steps=5"]
+    assert load_settings(write(tmp_path, top=text), again).stages.operator.steps == 5
 
 
 def test_another_schedule_takes_its_keys_along(tmp_path: Path) -> None:

@@ -262,6 +262,19 @@ def test_predictions_in_a_folder_are_passed_over_and_those_at_points_are_named(t
         inspect_file(tmp_path / "points.h5")
 
 
+def test_a_file_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
+    """In a folder that is searched, and beside a pattern that nothing matches."""
+    path = write_task(tmp_path / "a.h5", "burgers1d")
+    with h5py.File(path, "r+") as file:
+        file["tensor"][1, 2, 3] = np.nan
+    (tmp_path / "b.h5").write_bytes(path.read_bytes()[:1000])
+    searched = find_data_problems(DataSettings(task=("burgers1d",), root=str(tmp_path), files=None))
+    assert {Path(problem.file).name for problem in searched} == {"a.h5", "b.h5"}
+    split = {"train_files": ["a.h5"], "test_files": ["none*.h5"]}
+    named = find_data_problems(DataSettings(task=("burgers1d",), root=str(tmp_path), split=split))
+    assert {Path(problem.file).name for problem in named} == {"a.h5", "none*.h5"}
+
+
 def test_a_periodic_axis_that_repeats_its_first_point_is_named(tmp_path: Path) -> None:
     path = write_task(tmp_path / "b.hdf5", "burgers1d")
     with h5py.File(path, "r+") as file:
@@ -269,6 +282,7 @@ def test_a_periodic_axis_that_repeats_its_first_point_is_named(tmp_path: Path) -
     (problem,) = find_problems(path, "burgers1d")
     assert "the last point has the values of the first in every frame" in str(problem)
     assert "x axis" in str(problem)
+    assert inspect_file(path).problems == (problem,)
     with h5py.File(path, "r+") as file:
         file["tensor"][0, 0, -1] += 0.01
     assert find_problems(path, "burgers1d") == []

@@ -12,7 +12,7 @@ from ups.errors import UsageError
 from ups.physics.description import Motion
 from ups.physics.equations import EQUATIONS, Equation, get_equation
 from ups.physics.initial import RandomWaves, random_modes
-from ups.physics.names import NAMES
+from ups.physics.names import NAMES, STEADY
 from ups.physics.solvers import solve
 
 SOLVED = [name for name, equation in EQUATIONS.items() if equation.has_solver and not equation.steady]
@@ -178,3 +178,4 @@ def test_the_exact_advection_is_the_initial_state_moved() -> None:
 
 def test_names_are_those_of_the_equations() -> None:
     assert set(EQUATIONS) == set(NAMES)
+    assert {name for name, equation in EQUATIONS.items() if equation.steady} == STEADY

@@ -6,7 +6,7 @@ import json
 import math
 from collections import namedtuple
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import h5py
 import numpy as np
@@ -177,6 +177,16 @@ def test_a_model_that_does_not_fit_the_grid_is_found_before_training(tmp_path: P
     problems = check(config).problems
     assert [problem.kind for problem in problems] == ["model"]
     assert "multiple of 12" in problems[0].what
+
+
+def test_every_training_that_cannot_be_run_is_a_problem(burgers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(workspace: object, name: str, *_: object) -> NoReturn:
+        raise UpsError(f"{name}: the loss of the first batch is nan")
+
+    monkeypatch.setattr("ups.pipeline.dry_run._try_batch", refuse)
+    problems = check(burgers, "evaluation.baselines=[fno]").problems
+    assert [problem.kind for problem in problems] == ["model"] * 3
+    assert [problem.what.split(":")[0] for problem in problems] == ["codec", "operator", "baseline fno"]
 
 
 @pytest.mark.parametrize(("steps", "warmup", "refused"), [(9, 3, True), (13, 3, False), (1, 0, False)])

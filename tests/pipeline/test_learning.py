@@ -111,6 +111,11 @@ def test_several_tasks_train_one_model(tmp_path: Path) -> None:
     assert {"operator", "baselines-fno"} <= {record["stage"] for record in records if "burgers1d/valid_nrmse" in record}
     scores = json.loads((folder / "evaluation" / "full.json").read_text())
     assert set(scores["tasks"]) == set(scores["baselines"]["fno"]) == {"advection1d", "burgers1d"}
+    evaluate_run(folder, [], "test", SilentProgress())
+    again = json.loads((folder / "evaluation" / "split-test.json").read_text())["baselines"]
+    assert set(again) == {"persistence", "fno"}
+    for task in scores["tasks"]:
+        assert again["fno"][task]["nrmse"] == pytest.approx(scores["baselines"]["fno"][task]["nrmse"], rel=1e-4)
     sim = ups.load(folder)
     with pytest.raises(UsageError, match="say which"):
         sim.rollout(torch.zeros(1, 1, 32), steps=1)
@@ -130,3 +135,11 @@ def test_a_codec_alone_is_trained_by_latent_terms_where_it_loses_something(tmp_p
     records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     assert any("latent_norm" in record for record in records) is (dim == 2)
     assert any("lambda_latent_norm left out" in line for line in said) is (dim == 16)
+
+
+def test_an_operator_without_a_budget_is_said_to_be_untrained(tmp_path: Path) -> None:
+    write_task(tmp_path / "b.hdf5", "burgers1d", num=8, frames=6, resolution=32, nu=0.01)
+    config = write_config(tmp_path, "burgers1d", ["b.hdf5"])
+    said: list[str] = []
+    train_pipeline(load_settings(config, ("stages.operator.epochs=0",)), progress=LineProgress(said.append))
+    assert any("stages.operator.epochs is 0" in line for line in said)

@@ -127,7 +127,7 @@ def _text_of(path: Path) -> str:
 
 
 def _override_document(overrides: Iterable[str]) -> _Document:
-    """The overrides as one document, a later one over an earlier one."""
+    """The overrides as one document, a later one over an earlier one; two budgets of a stage both stay, and are refused."""
     tree: dict[str, Any] = {}
     for override in overrides:
         name, equals, text = override.partition("=")
@@ -142,7 +142,7 @@ def _override_document(overrides: Iterable[str]) -> _Document:
         value: Any = text if text.startswith("*") else parse_yaml(text, f"{COMMAND_LINE}, {name}")
         for key in reversed(keys):
             value = {key: value}
-        tree = deep_merge(tree, value)
+        tree = deep_merge(tree, value, displacing=False)
     return _document(tree, COMMAND_LINE)
 
 

@@ -27,21 +27,26 @@ def move_task_alias(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, "data": {**data, "task": tree["task"]}}
 
 
-def deep_merge(base: Mapping[str, Any], over: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
+def deep_merge(
+    base: Mapping[str, Any], over: Mapping[str, Any], path: tuple[str, ...] = (), *, displacing: bool = True
+) -> dict[str, Any]:
     """`base` with `over` laid upon it: groups merge key by key, everything else (lists too) is replaced.
 
     Two kinds of groups are choices and not collections: a stage's budget displaces a budget of another kind, and a
     schedule of another name displaces the schedule with its keys.
+
+    Args:
+        displacing: a budget displaces another; without, both stay.
     """
     merged = dict(base)
-    if path[:1] == ("stages",) and len(path) == 2 and any(over.get(key) is not None for key in BUDGETS):
+    if displacing and path[:1] == ("stages",) and len(path) == 2 and any(over.get(key) is not None for key in BUDGETS):
         merged = {key: value for key, value in merged.items() if key not in BUDGETS}
     if path[-1:] == ("scheduler",) and "name" in over and over["name"] != base.get("name", "cosine"):
         merged = {}
     for key, value in over.items():
         below = merged.get(key)
         if isinstance(value, Mapping) and isinstance(below, Mapping) and key not in _VALUES:
-            merged[key] = deep_merge(below, value, (*path, key))
+            merged[key] = deep_merge(below, value, (*path, key), displacing=displacing)
         else:
             merged[key] = value
     return merged

@@ -10,7 +10,7 @@ import h5py
 from ups.config.data import DataSettings
 from ups.data.named import SEARCHED, expand, of_tasks
 from ups.data.pdebench import possible_tasks, predicted_by
-from ups.data.problems import BadDataError, DataProblem, bad, raise_if_any
+from ups.data.problems import BadDataError, DataProblem, raise_if_any
 from ups.physics.equations import get_equation
 
 SUFFIXES = frozenset({".h5", ".hdf5"})
@@ -42,19 +42,41 @@ def find_files(data: DataSettings) -> dict[str, TaskFiles]:
         UsageError: there is no equation of a task's name.
         DataError: a pattern without a match, a root folder that is missing or holds no file of a task; all are listed.
     """
+    found, problems = survey_files(data)
+    raise_if_any(problems)
+    return found
+
+
+def survey_files(data: DataSettings) -> tuple[dict[str, TaskFiles], list[DataProblem]]:
+    """As many of the files of every task as can be told, and why others cannot, see `find_files`.
+
+    Raises:
+        UsageError: there is no equation of a task's name.
+    """
     for task in data.task:
         get_equation(task)
     root = Path(data.root)
+    problems: list[DataProblem] = []
+
+    def expanded(names: tuple[str, ...]) -> tuple[Path, ...]:
+        try:
+            return expand(root, names)
+        except BadDataError as error:
+            problems.extend(error.problems)
+            return ()
+
     if data.split.by_files:
         chosen = {"train": data.split.train_files, "valid": data.split.valid_files, "test": data.split.test_files}
         named = {split: of_tasks(data, files) for split, files in chosen.items() if files is not None}
-        return {
-            task: TaskFiles(by_split=tuple((split, expand(root, of[task])) for split, of in named.items()))
+        by_split = {
+            task: TaskFiles(by_split=tuple((split, expanded(of[task])) for split, of in named.items()))
             for task in data.task
         }
+        return by_split, problems
     if data.files is not None:
-        return {task: TaskFiles(expand(root, names)) for task, names in of_tasks(data, data.files).items()}
-    return {task: TaskFiles(paths) for task, paths in _search(root, data.task).items()}
+        return {task: TaskFiles(expanded(names)) for task, names in of_tasks(data, data.files).items()}, problems
+    searched, problems = _search(root, data.task)
+    return {task: TaskFiles(paths) for task, paths in searched.items()}, problems
 
 
 def is_prediction(path: Path) -> bool:
@@ -66,13 +88,13 @@ def is_prediction(path: Path) -> bool:
         return False
 
 
-def _search(root: Path, tasks: tuple[str, ...]) -> dict[str, tuple[Path, ...]]:
+def _search(root: Path, tasks: tuple[str, ...]) -> tuple[dict[str, tuple[Path, ...]], list[DataProblem]]:
     """Every HDF5 file of the folder whose task is one of those asked for; predictions are no data."""
     if not root.is_dir():
-        raise bad(root, "no such folder", SEARCHED)
+        return {}, [DataProblem(str(root), "no such folder", "", SEARCHED)]
     paths = sorted(path for path in root.iterdir() if path.suffix in SUFFIXES and not is_prediction(path))
     if not paths:
-        raise bad(root, "holds no HDF5 file", SEARCHED)
+        return {}, [DataProblem(str(root), "holds no HDF5 file", "", SEARCHED)]
     found: dict[str, list[Path]] = {task: [] for task in tasks}
     problems: list[DataProblem] = []
     for path in paths:
@@ -88,5 +110,4 @@ def _search(root: Path, tasks: tuple[str, ...]) -> dict[str, tuple[Path, ...]]:
             what = f"cannot tell its task (could be: {', '.join(possible)})"
             problems.append(DataProblem(str(path), what, "", "name the files of each task in data.files"))
     problems += [DataProblem(str(root), f"holds no file of {task}", "", SEARCHED) for task in tasks if not found[task]]
-    raise_if_any(problems)
-    return {task: tuple(paths) for task, paths in found.items()}
+    return {task: tuple(paths) for task, paths in found.items()}, problems

@@ -46,6 +46,7 @@ def generate(
     progress: Progress | None = None,
     *,
     overwrite: bool = False,
+    marks: Mapping[str, str] | None = None,
 ) -> None:
     """Make trajectories from random initial states and write them; the file appears whole or not at all.
 
@@ -72,6 +73,7 @@ def generate(
         time: of the last frame; None is that of the published data. A steady problem takes none.
         progress: told how many trajectories are done.
         overwrite: replace `out` if it exists.
+        marks: more attributes of the file.
 
     Raises:
         UsageError: an unknown equation or parameter, a value out of bounds, or `out` exists or is a folder.
@@ -102,6 +104,7 @@ def generate(
         with tempfile.TemporaryDirectory(prefix=f".{out.stem}-", dir=out.parent) as folder, held(Path(folder)):
             partial = Path(folder) / out.name
             with _new_file(partial) as file:
+                file.attrs.update(marks or {})
                 _write(file, equation, values, samples, seed, points, np.linspace(0.0, end, steps), progress)
             os.replace(partial, out)
     except OSError as error:

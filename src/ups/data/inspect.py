@@ -12,7 +12,7 @@ from ups.data.identify import can_hold, candidate_tasks, read_parameters
 from ups.data.layouts import AXES, Layout, find_layout
 from ups.data.pdebench import TrajectoryFile, damage_named, open_hdf5, predicted_by
 from ups.data.problems import BadDataError, DataProblem, bad
-from ups.data.scan import FieldRange, scan
+from ups.data.scan import FieldRange, repeated_ends, scan
 from ups.physics.equations import EQUATIONS, Equation
 
 
@@ -92,6 +92,9 @@ def inspect_file(path: Path | str) -> FileSummary:
             params = _parameters(file, layout, equation) if equation else {}
         problems = [*layout.problems, _untrainable(path, tasks)] if equation is None else _training_problems(file, task)
         scanned = None if layout.problems else scan(file, layout)
+        if scanned is not None:
+            ends = repeated_ends(path, equation, scanned) if equation is not None else []
+            problems = [*problems, *scanned.problems, *ends]
         return FileSummary(
             path=str(path),
             size=path.stat().st_size,
@@ -107,7 +110,7 @@ def inspect_file(path: Path | str) -> FileSummary:
             ranges=scanned.ranges if scanned else (),
             params=params,
             content_hash=scanned.content if scanned else None,
-            problems=(*problems, *(scanned.problems if scanned else ())),
+            problems=tuple(problems),
             predicted_by=predicted_by(file),
         )
 

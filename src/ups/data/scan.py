@@ -14,12 +14,15 @@ from ups.data.layouts import Layout
 from ups.data.pdebench import HDF5_LOCK, damage_named
 from ups.data.problems import DataProblem
 from ups.data.trajectories import BLOCK_BYTES, hash_frames
+from ups.physics.equations import Equation
 
 MOST_LISTED = 20
 """Bad trajectories of a file that are named one by one."""
 
 ROUNDING = 1e-6
 """Of a trajectory's largest value: differences up to this are none."""
+
+END_REPEATED = "the last point has the values of the first in every frame; a periodic axis counts its end once"
 
 REMEDY = "remove the trajectory or generate it again"
 
@@ -118,6 +121,15 @@ def scan(file: h5py.File, layout: Layout) -> Scan:
             problems.append(DataProblem(file.filename, what, f"field {tally.name}", "give what the solutions are of"))
     ranges = tuple(tally.range() for of_role in tallies for tally in of_role)
     return Scan(ranges, content.hexdigest(), tuple(problems), tuple(repeats))
+
+
+def repeated_ends(path: Path, equation: Equation, scanned: Scan) -> list[DataProblem]:
+    """Periodic axes of a file that count their end twice."""
+    return [
+        DataProblem(str(path), END_REPEATED, f"{name} axis", f"leave out the last point along {name}")
+        for name, periodic, repeats in zip("xyz", equation.periodic, scanned.repeats, strict=False)
+        if periodic and repeats
+    ]
 
 
 def _trajectories(file: h5py.File, layout: Layout) -> Iterator[tuple[int, np.ndarray]]:

@@ -8,18 +8,16 @@ from pathlib import Path
 import h5py
 
 from ups.config.data import DataSettings
-from ups.data.files import find_files
+from ups.data.files import survey_files
 from ups.data.identify import can_hold
 from ups.data.layouts import find_layout
 from ups.data.pdebench import TrajectoryFile, damage_named, open_hdf5
 from ups.data.problems import BadDataError, DataProblem
-from ups.data.scan import FieldRange, scan
+from ups.data.scan import FieldRange, repeated_ends, scan
 from ups.data.split import load_splits
 from ups.physics.equations import EQUATIONS
 
 __all__ = ["DataProblem", "FileCheck", "check_file", "find_data_problems", "find_problems"]
-
-END_REPEATED = "the last point has the values of the first in every frame; a periodic axis counts its end once"
 
 
 @dataclass(frozen=True)
@@ -70,11 +68,8 @@ def find_problems(path: Path | str, task: str | None) -> list[DataProblem]:
 
 def find_data_problems(data: DataSettings) -> list[DataProblem]:
     """Every problem of the data that the settings name: of each file, then of the files together and of the splits."""
-    try:
-        files = find_files(data)
-    except BadDataError as error:
-        return list(error.problems)
-    problems = [problem for task, of in files.items() for path in of.all for problem in find_problems(path, task)]
+    files, problems = survey_files(data)
+    problems += [problem for task, of in files.items() for path in of.all for problem in find_problems(path, task)]
     if problems:
         return problems
     try:
@@ -110,10 +105,6 @@ def _check(file: h5py.File, task: str | None) -> FileCheck:
         scanned = scan(file, layout)
         problems += scanned.problems
         if equation is not None:
-            problems += [
-                DataProblem(str(path), END_REPEATED, f"{name} axis", f"leave out the last point along {name}")
-                for name, periodic, repeats in zip("xyz", equation.periodic, scanned.repeats, strict=False)
-                if periodic and repeats
-            ]
+            problems += repeated_ends(path, equation, scanned)
         found = replace(found, ranges=scanned.ranges, content_hash=scanned.content)
     return replace(found, problems=tuple(problems))

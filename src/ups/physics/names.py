@@ -18,6 +18,9 @@ NAMES = (
     "relaxation2d",
 )
 
+STEADY = frozenset({"darcy2d", "relaxation2d"})
+"""Those of problems without time."""
+
 
 def require_equation(name: str) -> None:
     """Refuses a name that no equation has.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from ups.config.learning import OptimizerSettings
 from ups.config.load import resolved
 from ups.models.baselines import NetworkEmulator, make_baseline
-from ups.models.emulator import Emulator
+from ups.models.emulator import Emulator, TaskSpec
 from ups.models.step import StepEmulator
 from ups.models.store import load_weights
 from ups.pipeline.before import PREDICTING
@@ -43,6 +44,22 @@ def train_baseline(workspace: Workspace, name: str) -> Emulator:
     training = baseline_training(emulator)
     batch_size = workspace.baseline_batch_size(training.batch_size)
     return train_emulator(workspace, emulator, fitted, training.optimizer, budget, batch_size)
+
+
+def trained_baselines(workspace: Workspace, tasks: Mapping[str, TaskSpec]) -> dict[str, Emulator]:
+    """The networks that a finished run was compared with, by name, as they were saved.
+
+    Args:
+        tasks: of the run's model.
+    """
+    found: dict[str, Emulator] = {}
+    for name in workspace.settings.evaluation.baselines:
+        folder = workspace.run_dir / "baselines" / name / "model"
+        if folder.is_dir():
+            found[name] = make_baseline(name, tasks).to(workspace.device)
+            load_weights(found[name], folder)
+            found[name].eval()
+    return found
 
 
 def train_emulator(

@@ -8,7 +8,7 @@ from ups.config.schema import Settings, StageName
 from ups.data.named import missing_files
 from ups.errors import UsageError
 from ups.files import require_files, unwritable
-from ups.physics.names import require_equation
+from ups.physics.names import STEADY, require_equation
 
 STAGES: tuple[StageName, ...] = ("codec", "operator", "diff_residual", "consistency_distill", "steady_prior")
 PREDICTING: tuple[StageName, ...] = ("codec", "operator", "steady_prior")
@@ -25,13 +25,18 @@ def require_possible(settings: Settings, *, force: tuple[str, ...] = (), stage: 
         stage: the one stage to train; None is all.
 
     Raises:
-        UsageError: no equation of a task's name, no step of a name in `force`, a `stage` without a budget, a folder of
-            runs that refuses, or data files that are named and not there; of these, all are listed.
+        UsageError: no equation of a task's name, no step of a name in `force` or a stage that the run does not train, a
+            `stage` without a budget, a folder of runs that refuses, or data files that are named and not there; of
+            these, all are listed.
     """
     require_equations(settings)
     unknown = [step for step in force if step not in STEPS]
     if unknown:
         raise UsageError(f"--force {unknown[0]}: the steps are {', '.join(STEPS)}")
+    of_run = [step for step in STAGES if is_trained(settings, step)]
+    absent = [step for step in force if step in STAGES and step not in of_run]
+    if absent:
+        raise UsageError(f"--force {absent[0]}: this run does not train that stage; its stages are {', '.join(of_run)}")
     if stage is not None and settings.stage(stage).skipped:
         raise UsageError(
             f"stages.{stage}.epochs is 0: there is nothing to train; give the stage a budget, such as "
@@ -43,6 +48,12 @@ def require_possible(settings: Settings, *, force: tuple[str, ...] = (), stage: 
     missing = missing_files(settings.data)
     if missing:
         raise UsageError("\n".join(map(str, missing)))
+
+
+def is_trained(settings: Settings, stage: StageName) -> bool:
+    """Whether a run trains a stage: problems without time have one of their own, and a stage needs a budget."""
+    without_time = set(settings.data.task) <= STEADY
+    return (stage == "steady_prior") == without_time and not settings.stage(stage).skipped
 
 
 def require_equations(settings: Settings) -> None:

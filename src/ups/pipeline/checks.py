@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ups.data.files import find_files
+from ups.data.files import survey_files
 from ups.data.problems import BadDataError, DataProblem
 from ups.data.validate import FileCheck, check_file
 from ups.errors import UpsError
@@ -21,6 +21,8 @@ from ups.pipeline.threads import settle_threads
 from ups.pipeline.workspace import Workspace
 
 SPACE_NEEDED = 50 * 2**20  # bytes beside checkpoints, models and cached latents: evaluations, fields, log and report
+
+MEND = "change the setting it names"
 
 
 class ChecksFailed(UpsError):
@@ -49,9 +51,11 @@ def check_everything(workspace: Workspace) -> CheckReport:
         with timings.part("check: threads"):
             settle_threads(workspace)
         with timings.part("check: dry run"):
-            trials = tuple(dry_run(workspace))
+            trials, failed = dry_run(workspace)
     except UpsError as error:
-        return replace(report, problems=(Problem("model", "dry run", str(error), "change the setting it names"),))
+        trials, failed = (), [str(error)]
+    if failed:
+        return replace(report, problems=tuple(Problem("model", "dry run", one, MEND) for one in failed))
     needed = _space_needed(workspace, trials)
     memory = Memory(max((one.memory_bytes for one in trials), default=0), memory_there(workspace.device))
     report = replace(report, trainings=trials, memory=memory, folder=replace(folder, needed=needed))
@@ -73,12 +77,9 @@ def _nearest(place: Path) -> tuple[Path, bool]:
 
 def check_files(workspace: Workspace) -> tuple[dict[str, list[FileCheck]], list[Problem]]:
     """Every file of every task, read whole, and what is wrong with them."""
-    try:
-        files = find_files(workspace.settings.data)
-    except BadDataError as error:
-        return {}, [_as_problem(problem) for problem in error.problems]
+    files, found = survey_files(workspace.settings.data)
     checked = {task: [check_file(path, task) for path in of.all] for task, of in files.items()}
-    found = [problem for of in checked.values() for one in of for problem in one.problems]
+    found += [problem for of in checked.values() for one in of for problem in one.problems]
     return checked, [_as_problem(problem) for problem in found]
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ups.config.schema import INVERSE_TERMS, Settings, StageName
+from ups.data.augment import Augment
 from ups.data.latents import free_memory
 from ups.errors import UpsError
 from ups.models.baselines import make_baseline
+from ups.models.emulator import Emulator
 from ups.pipeline.before import PREDICTING, STAGES
 from ups.pipeline.check_report import duration
 from ups.pipeline.effort import Effort
@@ -33,6 +36,9 @@ BYTES = 4  # of a float32
 IN_CHECKPOINT = 5  # floats of a trained parameter: itself, two moments, average, best value so far
 LATE = 10**6  # an epoch at which every term of a loss counts
 IN_MEMORY = 1 + 2 * IN_CHECKPOINT  # its gradient besides, and a copy of what is being saved
+
+Build = Callable[[], tuple[Objective, int]]
+"""Builds a training's objective and says how many windows a batch has."""
 
 
 @dataclass(frozen=True)
@@ -73,22 +79,31 @@ class Trial:
         )
 
 
-def dry_run(workspace: Workspace) -> list[Trial]:
+def dry_run(workspace: Workspace) -> tuple[tuple[Trial, ...], list[str]]:
     """Sends one batch through every enabled stage and baseline, and says what each step costs.
 
+    Returns:
+        what was seen of the trainings; what stops those that cannot be run, such as a loss that is not finite.
+
     Raises:
-        UpsError: a model cannot be built for this data, or a loss is not finite.
+        UpsError: a model cannot be built for this data.
     """
     trials: list[Trial] = []
+    problems: list[str] = []
     before = peak_memory(workspace.device)
-    for name, objective, batch_size, budget in _trainings(workspace):
+    for name, build, budget in _trainings(workspace):
         if budget is None:  # of a baseline: as long as what predicts
             predicting = [trial.seconds for trial in trials if trial.name in PREDICTING]
             known = [seconds for seconds in predicting if seconds is not None]
             budget = Budget("seconds", sum(known)) if len(known) == len(predicting) else None
-        trials.append(_try_batch(workspace, name, objective, batch_size, budget, before))
+        try:
+            objective, batch_size = build()
+            trials.append(_try_batch(workspace, name, objective, batch_size, budget, before))
+        except UpsError as error:
+            problems.append(str(error))
+            continue
         workspace.progress.say(str(trials[-1]))
-    return trials
+    return tuple(trials), list(dict.fromkeys(problems))
 
 
 def memory_there(device: torch.device) -> int | None:
@@ -100,26 +115,31 @@ def memory_there(device: torch.device) -> int | None:
     return free + peak_memory(device) if free else None
 
 
-def _trainings(workspace: Workspace) -> Iterator[tuple[str, Objective, int, Budget | None]]:
+def _trainings(workspace: Workspace) -> Iterator[tuple[str, Build, Budget | None]]:
+    """Every training by its name, what builds it, and its budget; None is of a baseline."""
     settings = workspace.settings
     augments = build_augments(settings, workspace.splits["train"])
 
-    def of_stage(stage: StageName, objective: Objective) -> tuple[str, Objective, int, Budget | None]:
-        return stage, objective, workspace.batch_size(stage), Budget.of(settings.stage(stage))
+    def of_stage(stage: StageName, build: Callable[[], Objective]) -> tuple[str, Build, Budget | None]:
+        return stage, lambda: (build(), workspace.batch_size(stage)), Budget.of(settings.stage(stage))
 
     if workspace.steady:
         prior = workspace.new_prior().to(workspace.device)
-        yield of_stage(STAGES[-1], SteadyPriorObjective(prior, augments))
+        yield of_stage(STAGES[-1], lambda: SteadyPriorObjective(prior, augments))
     else:
         simulator = workspace.new_simulator().to(workspace.device)
         for stage in stages_of(workspace):
             if not settings.stage(stage).skipped:
-                yield of_stage(stage, build_objective(stage, settings, simulator, augments))
+                yield of_stage(stage, partial(build_objective, stage, settings, simulator, augments))
     for name in settings.evaluation.baselines:
         emulator = make_baseline(name, workspace.specs).to(workspace.device)
         if any(p.requires_grad for p in emulator.parameters()):
-            batch_size = workspace.baseline_batch_size(baseline_training(emulator).batch_size)
-            yield f"baseline {name}", baseline_objective(emulator, augments), batch_size, None
+            yield f"baseline {name}", partial(_of_baseline, workspace, emulator, augments), None
+
+
+def _of_baseline(workspace: Workspace, emulator: Emulator, augments: Mapping[str, Augment]) -> tuple[Objective, int]:
+    batch_size = workspace.baseline_batch_size(baseline_training(emulator).batch_size)
+    return baseline_objective(emulator, augments), batch_size
 
 
 def _try_batch(

@@ -22,6 +22,7 @@ from ups.models.baselines import make_baseline
 from ups.models.emulator import TaskSpec
 from ups.models.store import load_model
 from ups.models.surrogate import EDGE
+from ups.pipeline.baselines import trained_baselines
 from ups.pipeline.before import require_run
 from ups.pipeline.judge import Row, score_table
 from ups.pipeline.records import digest, read_record, write_json
@@ -48,7 +49,9 @@ def open_run(run: Path, progress: Progress, device: str | None = None) -> Worksp
 def evaluate_run(
     run: Path, files: Sequence[Path], split: str, progress: Progress, device: str | None = None
 ) -> list[Row]:
-    """Scores the run's model and persistence; writes `split-<split>.json` or `files-<hash>.json` in `evaluation/`.
+    """Scores the run's model, persistence and the networks that were trained beside it.
+
+    Writes `split-<split>.json` or `files-<hash>.json` in `evaluation/`.
 
     Args:
         files: trajectories to score instead of the run's own; each of a task of the model.
@@ -72,7 +75,11 @@ def evaluate_run(
     protocol = Protocol(
         name, full.max_samples, full.steps, settings.rollout_mode, settings.batch_size, settings.members
     )
-    emulators = {"ups": simulator, "persistence": make_baseline("persistence", simulator.tasks)}
+    emulators = {
+        "ups": simulator,
+        "persistence": make_baseline("persistence", simulator.tasks),
+        **trained_baselines(workspace, simulator.tasks),
+    }
     found = evaluate(emulators, sets, protocol=protocol, device=workspace.device, progress=progress, showcases=False)
     place = f"files-{digest([str(path) for path in files])[:8]}" if files else f"split-{split}"
     path = run / "evaluation" / f"{place}.json"

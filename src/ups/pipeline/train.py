@@ -60,6 +60,8 @@ def train_stages(workspace: Workspace, upto: StageName | None = None) -> Emulato
     key = fit_closed_form(workspace, simulator)
     for stage in stages:
         if workspace.settings.stage(stage).skipped:
+            if stage == "operator":
+                workspace.progress.say("warning: stages.operator.epochs is 0: a step is its base alone, not trained")
             continue
         key = train_stage(workspace, stage, simulator, key)
     with_budget = [stage for stage in stages_of(workspace) if not workspace.settings.stage(stage).skipped]

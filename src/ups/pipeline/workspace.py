@@ -144,9 +144,8 @@ class Workspace:
                 frames=wanted.frames,
                 overwrite=overwrite,
                 progress=self.progress,
+                marks={RECIPE: recipe},
             )
-            with h5py.File(path, "r+") as file:
-                file.attrs[RECIPE] = recipe
         return bool(missing)
 
     @cached_property
