@@ -111,9 +111,22 @@ SEARCHES: dict[tuple[str, int], tuple[Changes, ...]] = {
         ({"width": 32}, {"levels": 2}, {"lr": 2e-3}),
     ),
     ("neuralop_fno", 1): (({"lr": 2e-3}, {"lr": 8e-3}), ({"position": True}, {"width": 20, "modes": 16})),
-    ("neuralop_fno", 2): (({"lr": 2e-3}, {"lr": 8e-3}), ({"position": True}, {"padding": 0.125}, {"width": 12})),
-    ("neuralop_uno", 1): (({"lr": 1e-3}, {"lr": 4e-3}), ({"position": True}, {"width": 20}, {"modes": 32})),
-    ("neuralop_uno", 2): (({"lr": 1e-3}, {"lr": 4e-3}), ({"position": True}, {"padding": 0.125}, {"width": 10})),
-    ("pdetransformer", 2): (({"lr": 5e-4}, {"lr": 2e-3}), ({"width": 48}, {"levels": 1}, {"patch": 8}, {"patch": 2})),
+    ("neuralop_fno", 2): (
+        ({"lr": 2e-3}, {"lr": 8e-3}),
+        ({"position": True}, {"padding": 0.125}, {"width": 12}),
+        ({"batch_size": 4}, {"batch_size": 8}),
+    ),
+    ("neuralop_uno", 1): (({"lr": 4e-3}, {"lr": 8e-3}), ({"position": True}, {"width": 20}, {"modes": 32})),
+    ("neuralop_uno", 2): (
+        ({"lr": 4e-3}, {"lr": 8e-3}),
+        ({"position": True}, {"padding": 0.125}, {"width": 10}),
+        ({"batch_size": 4}, {"batch_size": 8}),
+    ),
+    ("pdetransformer", 2): (
+        ({"lr": 2e-3}, {"lr": 4e-3}, {"lr": 8e-3}),
+        ({"width": 48}, {"levels": 1}, {"patch": 8}, {"patch": 2}),
+        ({"batch_size": 4}, {"batch_size": 8}, {"weight_decay": 0.0}),
+        ({"lr": 16e-3}, {"levels": 1}, {"patch": 2}),
+    ),
 }
 """Rounds of changes to the recipe so far; a round keeps the change with the best validation nrmse, or none."""
