@@ -31,9 +31,10 @@ file that is loaded, or below. `key.sub=value` on the command line wins over all
 is `task: burgers1d`, short for `data.task`.
 
 Groups are merged key by key; lists and mappings of files are replaced as a whole. Two groups are choices: a stage's
-budget displaces a budget of another kind, and a schedule of another name displaces the schedule with its keys. A key
-that does not exist is refused, and the nearest that does is named. Values are strict: `"3"` is not a number, but a
-whole number may stand for any number. All problems are listed together, each with its key and where it was written.
+budget displaces a budget of another kind in what lies beneath, and a schedule of another name displaces the schedule
+with its keys; two budgets of a stage in one file, or on one command line, are refused. A key that does not exist is
+refused, and the nearest that does is named. Values are strict: `"3"` is not a number, but a whole number may stand for
+any number. All problems are listed together, each with its key and where it was written.
 
 The default of a group, such as `{epochs: 20}`, is that of the group as a whole: where a key of it is written, the
 others have the defaults of their own rows.
