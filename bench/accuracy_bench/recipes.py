@@ -68,6 +68,11 @@ RECIPES: dict[tuple[str, int], Recipe] = {
     ),
     ("unet", 1): Recipe({"width": 16, "levels": 3, "residual": True}, lr=8e-3, batch_size=16),
     ("unet", 2): Recipe({"width": 16, "levels": 3, "residual": True}, lr=4e-3, batch_size=4),
+    ("neuralop_fno", 1): Recipe({"width": 32, "modes": 32}, lr=8e-3, batch_size=32),
+    ("neuralop_fno", 2): Recipe({"width": 20, "modes": 12, "padding": 0.125}, lr=8e-3),
+    ("neuralop_uno", 1): Recipe({"width": 32, "modes": 32}, lr=8e-3, batch_size=32),
+    ("neuralop_uno", 2): Recipe({"width": 16, "modes": 12}, lr=8e-3),
+    ("pdetransformer", 2): Recipe({"width": 24, "blocks": 1, "levels": 1, "patch": 2}, lr=4e-3),
 }
 """What `run` uses: the winner of each search that was made, else its start."""
 
