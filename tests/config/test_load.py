@@ -67,6 +67,10 @@ def test_another_schedule_takes_its_keys_along(tmp_path: Path) -> None:
         "step_size": 0.25,
         "gamma": 0.1,
     }
+    for order in (1, -1):
+        changes = ["optimizer.scheduler.step_size=0.1", "optimizer.scheduler.name=step"][::order]
+        scheduler = load_settings(write(tmp_path, top=MINIMAL), changes).optimizer.scheduler.model_dump()
+        assert (scheduler["name"], scheduler["step_size"]) == ("step", 0.1)
     kept = load_settings(write(tmp_path, top=f"include: base.yaml\n{MINIMAL}"), ["optimizer.scheduler.warmup=0.2"])
     assert kept.optimizer.scheduler.model_dump() == {"name": "cosine", "warmup": 0.2, "final": 0.5}
 

@@ -273,6 +273,8 @@ def test_a_file_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
     split = {"train_files": ["a.h5"], "test_files": ["none*.h5"]}
     named = find_data_problems(DataSettings(task=("burgers1d",), root=str(tmp_path), split=split))
     assert {Path(problem.file).name for problem in named} == {"a.h5", "none*.h5"}
+    listed = find_data_problems(settings(tmp_path, "nil*.h5", "a.h5", "none*.h5"))
+    assert [Path(problem.file).name for problem in listed] == ["nil*.h5", "none*.h5", "a.h5"]
 
 
 def test_a_periodic_axis_that_repeats_its_first_point_is_named(tmp_path: Path) -> None:

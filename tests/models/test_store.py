@@ -97,13 +97,13 @@ def test_a_model_of_other_keys_is_said_to_be_of_another_version(
     rewrite(folder, lambda config: config.pop("version"))
     said = refusal(folder)
     assert "was saved by another version of ups" in said
-    assert "train it again with this version ('ups run --force codec')" in said
+    assert "train it again with this version ('ups run --force check')" in said
     assert detail in said
 
 
 def test_a_steady_model_of_another_format_is_trained_again_by_its_own_step(folder: Path) -> None:
     rewrite(folder, lambda config: config.update(format=FORMAT - 1, kind=SteadyPrior.name))
-    assert "('ups run --force steady_prior')" in refusal(folder)
+    assert "('ups run --force check')" in refusal(folder)
 
 
 def test_a_model_without_a_format_is_none_of_ours(folder: Path) -> None:

@@ -141,5 +141,9 @@ def test_an_operator_without_a_budget_is_said_to_be_untrained(tmp_path: Path) ->
     write_task(tmp_path / "b.hdf5", "burgers1d", num=8, frames=6, resolution=32, nu=0.01)
     config = write_config(tmp_path, "burgers1d", ["b.hdf5"])
     said: list[str] = []
-    train_pipeline(load_settings(config, ("stages.operator.epochs=0",)), progress=LineProgress(said.append))
-    assert any("stages.operator.epochs is 0" in line for line in said)
+    changes = ("stages.operator.epochs=0", "operator.base=persistence")
+    folder = train_pipeline(load_settings(config, changes), progress=LineProgress(said.append)).run_dir
+    assert any("stages.operator.epochs is 0: a step is its base alone" in line for line in said)
+    u0 = torch.randn(2, 1, 32, generator=torch.Generator().manual_seed(0))
+    step = ups.load(folder).rollout(u0, steps=1, params={"nu": 0.01})[:, 0]
+    torch.testing.assert_close(step, u0, rtol=1e-5, atol=1e-5)

@@ -91,7 +91,9 @@ def test_a_steady_problem_goes_all_the_way(darcy: Path) -> None:
     assert (folder / "log.jsonl").read_text() == log
 
     rows = evaluate_run(folder, [root / "fine.hdf5"], "test", SilentProgress())  # another resolution, no retraining
-    assert {row["model"] for row in rows} == {"ups", "persistence"}
+    scored = {row["model"]: float(row["nrmse"]) for row in rows}
+    assert set(scored) == {"ups", "persistence", "fno"}
+    assert max(scored["ups"], scored["fno"]) < scored["persistence"]
 
     with h5py.File(root / "given.hdf5", "w") as file, h5py.File(root / "fine.hdf5") as fine:
         for name in ("nu", "x-coordinate", "y-coordinate"):

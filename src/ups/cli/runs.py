@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 STEPS_HELP = (
     "Do a step again, and all that come after it; may be repeated. "
-    "The steps are data, check, codec, operator, diff_residual, consistency_distill, steady_prior, baselines, "
-    "evaluate, gates and report."
+    "The steps are data, check, the stages that the run trains (codec, operator, diff_residual, consistency_distill; "
+    "steady_prior), baselines, evaluate, gates and report."
 )
 
 

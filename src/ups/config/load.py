@@ -127,7 +127,7 @@ def _text_of(path: Path) -> str:
 
 
 def _override_document(overrides: Iterable[str]) -> _Document:
-    """The overrides as one document, a later one over an earlier one; two budgets of a stage stay, and are refused."""
+    """The overrides as one document, a later one over an earlier one; choices that exclude each other stay."""
     tree: dict[str, Any] = {}
     for override in overrides:
         name, equals, text = override.partition("=")

@@ -36,12 +36,12 @@ def deep_merge(
     schedule of another name displaces the schedule with its keys.
 
     Args:
-        displacing: a budget displaces another; without, both stay.
+        displacing: a choice displaces another; without, the keys of both stay.
     """
     merged = dict(base)
     if displacing and path[:1] == ("stages",) and len(path) == 2 and any(over.get(key) is not None for key in BUDGETS):
         merged = {key: value for key, value in merged.items() if key not in BUDGETS}
-    if path[-1:] == ("scheduler",) and "name" in over and over["name"] != base.get("name", "cosine"):
+    if displacing and path[-1:] == ("scheduler",) and "name" in over and over["name"] != base.get("name", "cosine"):
         merged = {}
     for key, value in over.items():
         below = merged.get(key)

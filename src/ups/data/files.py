@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 
 from ups.config.data import DataSettings
-from ups.data.named import SEARCHED, expand, of_tasks
+from ups.data.named import SEARCHED, expand_each, of_tasks
 from ups.data.pdebench import possible_tasks, predicted_by
 from ups.data.problems import BadDataError, DataProblem, raise_if_any
 from ups.physics.equations import get_equation
@@ -59,11 +59,9 @@ def survey_files(data: DataSettings) -> tuple[dict[str, TaskFiles], list[DataPro
     problems: list[DataProblem] = []
 
     def expanded(names: tuple[str, ...]) -> tuple[Path, ...]:
-        try:
-            return expand(root, names)
-        except BadDataError as error:
-            problems.extend(error.problems)
-            return ()
+        paths, wrong = expand_each(root, names)
+        problems.extend(problem for problem in wrong if problem not in problems)
+        return paths
 
     if data.split.by_files:
         chosen = {"train": data.split.train_files, "valid": data.split.valid_files, "test": data.split.test_files}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ups.config.data import DataSettings
@@ -18,25 +18,33 @@ def of_tasks(data: DataSettings, files: Files) -> Mapping[str, tuple[str, ...]]:
     return files if isinstance(files, Mapping) else {data.task[0]: files}
 
 
-def expand(root: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
-    """The paths of names relative to `root`, which may hold `*`, `?` or `[...]`.
+def expand_each(root: Path, names: Iterable[str]) -> tuple[tuple[Path, ...], list[DataProblem]]:
+    """The paths of as many names as there are any of, each once, and why there are none of others; see `expand`."""
+    paths: list[Path] = []
+    problems: list[DataProblem] = []
+    for name in dict.fromkeys(names):
+        try:
+            paths += expand(root, name)
+        except BadDataError as error:
+            problems += error.problems
+    return tuple(dict.fromkeys(paths)), problems
+
+
+def expand(root: Path, name: str) -> list[Path]:
+    """The paths of a name relative to `root`, which may hold `*`, `?` or `[...]`.
 
     Raises:
-        DataError: nothing matches a pattern, or a name begins with `root` itself.
+        DataError: nothing matches a pattern, or the name begins with `root` itself.
     """
-    paths: list[Path] = []
-    for name in names:
-        if not any(sign in name for sign in "*?["):
-            if not (root / name).exists() and Path(name).is_relative_to(root) and Path(name).exists():
-                inside = Path(name).relative_to(root)
-                raise bad(root / name, "no such file", f"names are relative to data.root, {root}: write {inside}")
-            paths.append(root / name)
-            continue
-        found = sorted(root.glob(name))
-        if not found:
-            raise bad(root / name, "no file matches", "check data.root and data.files")
-        paths += found
-    return tuple(dict.fromkeys(paths))
+    if not any(sign in name for sign in "*?["):
+        if not (root / name).exists() and Path(name).is_relative_to(root) and Path(name).exists():
+            inside = Path(name).relative_to(root)
+            raise bad(root / name, "no such file", f"names are relative to data.root, {root}: write {inside}")
+        return [root / name]
+    found = sorted(root.glob(name))
+    if not found:
+        raise bad(root / name, "no file matches", "check data.root and data.files")
+    return found
 
 
 def missing_files(data: DataSettings) -> list[DataProblem]:
@@ -51,13 +59,6 @@ def missing_files(data: DataSettings) -> list[DataProblem]:
     names = [name for files in given if files is not None for of in of_tasks(data, files).values() for name in of]
     if not names and not root.is_dir():
         return [DataProblem(str(root), "no such folder", "", SEARCHED)]
-    problems: list[DataProblem] = []
-    for name in dict.fromkeys(names):
-        try:
-            paths = expand(root, (name,))
-        except BadDataError as error:
-            problems += error.problems
-            continue
-        remedy = f"check its name; names are relative to data.root, {root}"
-        problems += [DataProblem(str(path), "no such file", "", remedy) for path in paths if not path.exists()]
-    return problems
+    paths, problems = expand_each(root, names)
+    remedy = f"check its name; names are relative to data.root, {root}"
+    return [*problems, *(DataProblem(str(path), "no such file", "", remedy) for path in paths if not path.exists())]

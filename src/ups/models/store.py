@@ -130,10 +130,9 @@ def _other_version(folder: Path, config: Mapping[str, Any], age: str, detail: st
     """The error of a model that this version cannot read: who wrote it, why not, and what to do."""
     writer = f"ups {config['version']}" if "version" in config else f"{age} version of ups"
     writer += " of another state" if config.get("version") == __version__ else ""
-    first = "steady_prior" if config.get("kind") == SteadyPrior.name else "codec"
     return CheckpointError(
         f"the model in {folder} was saved by {writer} and cannot be loaded by this one, {__version__}; "
-        f"train it again with this version ('ups run --force {first}'), or load it with the one that saved it "
+        f"train it again with this version ('ups run --force check'), or load it with the one that saved it "
         f"({detail})"
     )
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 
 from ups.config.learning import OptimizerSettings
 from ups.config.load import resolved
-from ups.models.baselines import NetworkEmulator, make_baseline
+from ups.errors import CheckpointError
+from ups.models.baselines import NetworkEmulator, make_baseline, without_derived
 from ups.models.emulator import Emulator, TaskSpec
 from ups.models.step import StepEmulator
-from ups.models.store import load_weights
+from ups.models.store import load_model, load_weights
 from ups.pipeline.before import PREDICTING
 from ups.pipeline.plan import Plan, made_from, run_plan
 from ups.pipeline.records import digest
@@ -47,18 +48,23 @@ def train_baseline(workspace: Workspace, name: str) -> Emulator:
 
 
 def trained_baselines(workspace: Workspace, tasks: Mapping[str, TaskSpec]) -> dict[str, Emulator]:
-    """The networks that a finished run was compared with, by name, as they were saved.
+    """The networks that stand beside a run's model, by name; those that do not belong to it are said and left out.
 
     Args:
         tasks: of the run's model.
     """
     found: dict[str, Emulator] = {}
-    for name in workspace.settings.evaluation.baselines:
-        folder = workspace.run_dir / "baselines" / name / "model"
-        if folder.is_dir():
-            found[name] = make_baseline(name, tasks).to(workspace.device)
-            load_weights(found[name], folder)
-            found[name].eval()
+    for folder in sorted(workspace.run_dir.glob("baselines/*/model")):
+        name = folder.parent.name
+        try:
+            baseline = load_model(folder, workspace.device)
+        except CheckpointError as error:
+            workspace.progress.say(f"warning: {error}; {name} is left out")
+            continue
+        if without_derived(baseline.tasks) == without_derived(tasks):
+            found[name] = baseline
+        else:
+            workspace.progress.say(f"warning: {folder} was trained on other data than the model; {name} is left out")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from ups.config.schema import Settings, StageName
@@ -25,18 +26,20 @@ def require_possible(settings: Settings, *, force: tuple[str, ...] = (), stage: 
         stage: the one stage to train; None is all.
 
     Raises:
-        UsageError: no equation of a task's name, no step of a name in `force` or a stage that the run does not train, a
-            `stage` without a budget, a folder of runs that refuses, or data files that are named and not there; of
-            these, all are listed.
+        UsageError: no equation of a task's name; in `force` no step of a name, or a stage that the run does not train;
+            a `stage` that is none of the tasks' or has no budget; a folder of runs that refuses; or data files that are
+            named and not there: of these, all are listed.
     """
     require_equations(settings)
     unknown = [step for step in force if step not in STEPS]
     if unknown:
         raise UsageError(f"--force {unknown[0]}: the steps are {', '.join(STEPS)}")
-    of_run = [step for step in STAGES if is_trained(settings, step)]
-    absent = [step for step in force if step in STAGES and step not in of_run]
+    trained = [step for step in stages_of(settings.data.task) if not settings.stage(step).skipped]
+    absent = [step for step in force if step in STAGES and step not in trained]
     if absent:
-        raise UsageError(f"--force {absent[0]}: this run does not train that stage; its stages are {', '.join(of_run)}")
+        known = ", ".join(trained) or "none: give one a budget"
+        raise UsageError(f"--force {absent[0]}: this run does not train that stage; those that it trains are {known}")
+    require_stage(settings, stage)
     if stage is not None and settings.stage(stage).skipped:
         raise UsageError(
             f"stages.{stage}.epochs is 0: there is nothing to train; give the stage a budget, such as "
@@ -50,10 +53,20 @@ def require_possible(settings: Settings, *, force: tuple[str, ...] = (), stage: 
         raise UsageError("\n".join(map(str, missing)))
 
 
-def is_trained(settings: Settings, stage: StageName) -> bool:
-    """Whether a run trains a stage: problems without time have one of their own, and a stage needs a budget."""
-    without_time = set(settings.data.task) <= STEADY
-    return (stage == "steady_prior") == without_time and not settings.stage(stage).skipped
+def stages_of(tasks: Iterable[str]) -> tuple[StageName, ...]:
+    """The stages that there are for some tasks, in order: problems without time have one of their own."""
+    return STAGES[-1:] if set(tasks) <= STEADY else STAGES[:-1]
+
+
+def require_stage(settings: Settings, stage: StageName | None) -> None:
+    """Refuses a stage that there is not for these tasks; None is all that there are.
+
+    Raises:
+        UsageError: so it is.
+    """
+    stages = stages_of(settings.data.task)
+    if stage is not None and stage not in stages:
+        raise UsageError(f"{stage} is no stage of {', '.join(settings.data.task)}: those are {', '.join(stages)}")
 
 
 def require_equations(settings: Settings) -> None:

@@ -54,12 +54,12 @@ def check_everything(workspace: Workspace) -> CheckReport:
             trials, failed = dry_run(workspace)
     except UpsError as error:
         trials, failed = (), [str(error)]
-    if failed:
-        return replace(report, problems=tuple(Problem("model", "dry run", one, MEND) for one in failed))
+    wrong = [Problem("model", "dry run", one, MEND) for one in failed]
     needed = _space_needed(workspace, trials)
     memory = Memory(max((one.memory_bytes for one in trials), default=0), memory_there(workspace.device))
     report = replace(report, trainings=trials, memory=memory, folder=replace(folder, needed=needed))
-    return replace(report, problems=(*_folder_problems(report.folder), *_memory_problems(workspace, memory, trials)))
+    more = (*_folder_problems(report.folder), *_memory_problems(workspace, memory, trials))
+    return replace(report, problems=(*wrong, *more))
 
 
 def find_folder(workspace: Workspace) -> Folder:

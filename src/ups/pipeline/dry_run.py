@@ -15,13 +15,11 @@ from ups.config.schema import INVERSE_TERMS, Settings, StageName
 from ups.data.augment import Augment
 from ups.data.latents import free_memory
 from ups.errors import UpsError
-from ups.models.baselines import make_baseline
-from ups.models.emulator import Emulator
-from ups.pipeline.before import PREDICTING, STAGES
+from ups.models.baselines import NETWORKS, make_baseline
+from ups.pipeline.before import PREDICTING, STAGES, stages_of
 from ups.pipeline.check_report import duration
 from ups.pipeline.effort import Effort
 from ups.pipeline.plan import make_loader
-from ups.pipeline.train import stages_of
 from ups.pipeline.workspace import Workspace
 from ups.training.baselines import baseline_objective, baseline_training
 from ups.training.diffusion import DiffusionObjective, DistillObjective
@@ -95,7 +93,7 @@ def dry_run(workspace: Workspace) -> tuple[tuple[Trial, ...], list[str]]:
         if budget is None:  # of a baseline: as long as what predicts
             predicting = [trial.seconds for trial in trials if trial.name in PREDICTING]
             known = [seconds for seconds in predicting if seconds is not None]
-            budget = Budget("seconds", sum(known)) if len(known) == len(predicting) else None
+            budget = Budget("seconds", sum(known)) if not problems and len(known) == len(predicting) else None
         try:
             objective, batch_size = build()
             trials.append(_try_batch(workspace, name, objective, batch_size, budget, before))
@@ -128,16 +126,16 @@ def _trainings(workspace: Workspace) -> Iterator[tuple[str, Build, Budget | None
         yield of_stage(STAGES[-1], lambda: SteadyPriorObjective(prior, augments))
     else:
         simulator = workspace.new_simulator().to(workspace.device)
-        for stage in stages_of(workspace):
+        for stage in stages_of(settings.data.task):
             if not settings.stage(stage).skipped:
                 yield of_stage(stage, partial(build_objective, stage, settings, simulator, augments))
     for name in settings.evaluation.baselines:
-        emulator = make_baseline(name, workspace.specs).to(workspace.device)
-        if any(p.requires_grad for p in emulator.parameters()):
-            yield f"baseline {name}", partial(_of_baseline, workspace, emulator, augments), None
+        if name in NETWORKS:
+            yield f"baseline {name}", partial(_of_baseline, workspace, name, augments), None
 
 
-def _of_baseline(workspace: Workspace, emulator: Emulator, augments: Mapping[str, Augment]) -> tuple[Objective, int]:
+def _of_baseline(workspace: Workspace, name: str, augments: Mapping[str, Augment]) -> tuple[Objective, int]:
+    emulator = make_baseline(name, workspace.specs).to(workspace.device)
     batch_size = workspace.baseline_batch_size(baseline_training(emulator).batch_size)
     return baseline_objective(emulator, augments), batch_size
 

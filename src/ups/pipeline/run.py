@@ -29,7 +29,7 @@ from ups.pipeline.promote import decide
 from ups.pipeline.records import digest, leaderboard_of
 from ups.pipeline.threads import settle_threads
 from ups.pipeline.tracking import publish
-from ups.pipeline.train import require_stage, train_stages
+from ups.pipeline.train import train_stages
 from ups.pipeline.workspace import Workspace
 from ups.runtime import Progress
 from ups.timing import Timings
@@ -123,7 +123,6 @@ def train_pipeline(settings: Settings, *, progress: Progress, stage: StageName |
         UpsError: as `run_pipeline`.
     """
     require_possible(settings, stage=stage)
-    require_stage(settings, stage)
     with prepared(settings, progress) as workspace:
         return _train(workspace, stage)
 

@@ -9,7 +9,6 @@ from contextlib import closing
 import torch
 
 from ups.pipeline.plan import make_loader
-from ups.pipeline.train import stages_of
 from ups.pipeline.workspace import THREADS, Workspace
 from ups.training.loop import Objective
 from ups.training.prior import SteadyPriorObjective
@@ -61,7 +60,6 @@ def _representative(workspace: Workspace) -> tuple[Objective, int]:
     """The training that most of a run's time goes to, and its batch size."""
     augments = build_augments(workspace.settings, workspace.splits["train"])
     if workspace.steady:
-        stage = stages_of(workspace)[0]
-        return SteadyPriorObjective(workspace.new_prior(), augments), workspace.batch_size(stage)
+        return SteadyPriorObjective(workspace.new_prior(), augments), workspace.batch_size("steady_prior")
     simulator = workspace.new_simulator()
     return build_objective("operator", workspace.settings, simulator, augments), workspace.batch_size("operator")

@@ -22,8 +22,7 @@ from ups.models.prior import SteadyPrior
 from ups.models.simulator import Simulator
 from ups.models.step import StepEmulator
 from ups.models.store import adopt, load_weights, save_model
-from ups.physics.equations import get_equation
-from ups.pipeline.before import PREDICTING, STAGES
+from ups.pipeline.before import PREDICTING, STAGES, require_stage, stages_of
 from ups.pipeline.effort import Effort, expected_steps
 from ups.pipeline.ensembles import DistanceToTeacher, EnsembleScore, calibrate, compare_student
 from ups.pipeline.plan import Plan, made_from, model_settings, run_plan
@@ -52,10 +51,10 @@ def train_stages(workspace: Workspace, upto: StageName | None = None) -> Emulato
         upto: the last stage to train; None trains all.
     """
     require_stage(workspace.settings, upto)
-    stages = stages_of(workspace)
+    of_tasks = stages_of(workspace.settings.data.task)
     if workspace.steady:
         return train_prior(workspace)
-    stages = stages if upto is None else stages[: stages.index(upto) + 1]
+    stages = of_tasks if upto is None else of_tasks[: of_tasks.index(upto) + 1]
     simulator = workspace.new_simulator().to(workspace.device)
     key = fit_closed_form(workspace, simulator)
     for stage in stages:
@@ -64,27 +63,10 @@ def train_stages(workspace: Workspace, upto: StageName | None = None) -> Emulato
                 workspace.progress.say("warning: stages.operator.epochs is 0: a step is its base alone, not trained")
             continue
         key = train_stage(workspace, stage, simulator, key)
-    with_budget = [stage for stage in stages_of(workspace) if not workspace.settings.stage(stage).skipped]
+    with_budget = [stage for stage in of_tasks if not workspace.settings.stage(stage).skipped]
     if with_budget[-1] in stages:
         save_model(simulator.requires_grad_(True), workspace.run_dir / "model")
     return simulator.eval()
-
-
-def stages_of(workspace: Workspace) -> tuple[StageName, ...]:
-    """The stages that there are for the tasks, in order."""
-    return STAGES[-1:] if workspace.steady else STAGES[:-1]
-
-
-def require_stage(settings: Settings, stage: StageName | None) -> None:
-    """Refuses a stage that is not trained for these tasks; None is all that there are.
-
-    Raises:
-        UsageError: a task has, or has not, time; or there is none of that name.
-    """
-    steady = {get_equation(task).steady for task in settings.data.task}
-    if stage is not None and steady != {stage == STAGES[-1]}:
-        stages = STAGES[-1:] if steady == {True} else STAGES[:-1]
-        raise UsageError(f"{stage} is no stage of {', '.join(settings.data.task)}: those are {', '.join(stages)}")
 
 
 def train_prior(workspace: Workspace) -> SteadyPrior:
