@@ -48,7 +48,8 @@ from types import SimpleNamespace
 def work(*arguments, **keywords):
     try:
         print('ready', flush=True)
-        time.sleep(60)
+        for _ in range(600):  # a signal that comes just before a sleep begins does not end that one
+            time.sleep(0.1)
     finally:
         print('cleaned', flush=True)
         FINALLY
@@ -83,7 +84,8 @@ def test_a_signal_ends_a_command_in_one_line_after_cleaning_up(
 
 
 def test_ctrl_c_during_the_first_import_leaves_no_traceback(tmp_path: Path) -> None:
-    (tmp_path / "typer.py").write_text("import time; print('ready', flush=True); time.sleep(60)", encoding="utf-8")
+    code = "import time; print('ready', flush=True); [time.sleep(0.1) for _ in range(600)]"
+    (tmp_path / "typer.py").write_text(code, encoding="utf-8")
     with subprocess.Popen(
         [sys.executable, "-m", "ups", "--help"],
         stdout=subprocess.PIPE,
