@@ -23,11 +23,12 @@ lines have `steps`). Peers' recipes were searched on validation trajectories of 
 `diffusion_reaction2d` (2D), by 30 to 90 seconds a candidate; the candidates that were measured stand in
 `accuracy/search.jsonl`, what is used in `bench/accuracy_bench/recipes.py`, with two recipes of a single task that are
 no candidates of a search (FNO on Kolmogorov flow, U-Net on shallow water). The plain stack and U (`ups_stack`,
-`ups_unet`) have our own recipe without our structure. One or two seeds, or other code than today's, are shown as they
-are (`bench/accuracy.py stale` names them). `burgers`, `advection` (200 trajectories x 41 frames x 256 points),
-`diffusion_reaction2d` and `shallow_water` (60 x 21 x 64 x 64) are files of PDEBench's generators, thinned; of shallow
-water's 60, 20 are distinct: 12 train, 3 choose, 5 judge. Peers do not get Muon, windows drawn by error, and what is
-structure of ours; `+` below has all of that but Muon. Drawn by `bench/accuracy.py` from `accuracy/*.jsonl`.
+`ups_unet`) have our own recipe, Muon and windows drawn by error included, without our structure. One or two seeds, or
+other code than today's, are shown as they are (`bench/accuracy.py stale` names them). `burgers`, `advection` (200
+trajectories x 41 frames x 256 points), `diffusion_reaction2d` and `shallow_water` (60 x 21 x 64 x 64) are files of
+PDEBench's generators, thinned; of shallow water's 60, 20 are distinct: 12 train, 3 choose, 5 judge. The other peers do
+not get Muon, windows drawn by error, and what is structure of ours; `+` below has all of that but Muon. Drawn by
+`bench/accuracy.py` from `accuracy/*.jsonl`.
 """
 
 

@@ -16,7 +16,6 @@ from tests.models.small_simulator import arguments, make_simulator
 from ups import __version__
 from ups.errors import CheckpointError
 from ups.models.baselines import make_baseline
-from ups.models.prior import SteadyPrior
 from ups.models.store import FORMAT, load_model, load_weights, save_model
 from ups.models.surrogate import load
 
@@ -99,11 +98,6 @@ def test_a_model_of_other_keys_is_said_to_be_of_another_version(
     assert "was saved by another version of ups" in said
     assert "train it again with this version ('ups run --force check')" in said
     assert detail in said
-
-
-def test_a_steady_model_of_another_format_is_trained_again_by_its_own_step(folder: Path) -> None:
-    rewrite(folder, lambda config: config.update(format=FORMAT - 1, kind=SteadyPrior.name))
-    assert "('ups run --force check')" in refusal(folder)
 
 
 def test_a_model_without_a_format_is_none_of_ours(folder: Path) -> None:

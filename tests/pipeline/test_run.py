@@ -277,7 +277,7 @@ def test_a_model_of_another_format_is_trained_again_by_what_its_refusal_says(bur
         path.write_text(json.dumps({**json.loads(path.read_text()), "format": FORMAT - 1}))
     with pytest.raises(CheckpointError, match=r"train it again with this version \('ups run --force check'\)"):
         run(burgers)
-    run(burgers, force=("codec",))
+    run(burgers, force=("check",))
     load_model(folder / "model")
 
 
