@@ -49,6 +49,13 @@ class ModeTransform(nn.Module):
             return u
         return self._cosine(modes, inverse=True)
 
+    def multiplicity(self) -> Float[Tensor, "*mode"]:
+        """How many modes of the grid each one stands for: two, if its complex conjugate is left out of a real FFT."""
+        counts = torch.ones(self.mode_shape, dtype=torch.float64)
+        if self.fourier:
+            counts[..., 1 : (self.shape[-1] + 1) // 2] = 2.0
+        return counts
+
     def _cosine(self, u: Tensor, *, inverse: bool) -> Tensor:
         for axis in range(len(self.shape)):
             basis: Tensor = getattr(self, f"basis{axis}")

@@ -22,7 +22,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ups.models.drift import Drift
-from ups.models.kernel import agreed
+from ups.models.least_squares import NormalEquations
+from ups.models.local_kernel import fit_matrices
 from ups.models.modes import ModeTransform
 
 KNOTS = 4
@@ -146,19 +147,19 @@ class LinearPropagator(nn.Module):
             self.drift.fit((before[:, :channels], after, params) for before, after, params in pairs)
 
     @torch.no_grad()
-    def fit(self, pairs: Iterable[tuple[Tensor, Tensor, Tensor]], ridge: float = 1e-10) -> None:
-        """Least squares over (u_t, u_{t+dt}, params) batches, in float64, by the normal equations of every mode.
+    def fit(self, pairs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Least squares over (u_t, u_{t+dt}, params) batches, in float64.
 
-        What the first and the second halves of all batches do not agree on is taken out (`kernel.agreed`): they should
-        be of different trajectories, as `training.pairs.halved` has them.
+        How far the kernel reaches is told by the first and the second halves of all batches (`local_kernel`): they
+        should be of different trajectories, as `training.pairs.halved` has them.
 
         Args:
             pairs: batches, read once and one at a time, of (batch, read, *grid), the fields one step later, and
                 (batch, parameter) standardised.
-            ridge: Tikhonov weight relative to the mean energy of all modes; unexcited modes stay at zero gain.
         """
-        halves = [[_NormalEquations() for _ in range(self.blend.num)] for _ in range(2)]
         transform = self.transform.double()
+        counts = transform.multiplicity().flatten()
+        halves = [[NormalEquations(counts) for _ in range(self.blend.num)] for _ in range(2)]
         for before, after, params in pairs:
             params = params.double()
             x = self._moved(transform(before.double()), params).flatten(2)
@@ -167,25 +168,15 @@ class LinearPropagator(nn.Module):
             for half, part in zip(halves, (slice(middle), slice(middle, None)), strict=True):
                 for knot, equations in enumerate(half):
                     equations.add(x[part], y[part], weights[part, knot])
-        self.transform.float()
+        transform.float()
         both = [first + second for first, second in zip(*halves, strict=True)]
         if not any(one.weight for one in both):
             raise ValueError("a linear propagator needs at least one pair of frames")
         for knot, (whole, first, second) in enumerate(zip(both, *halves, strict=True)):
             if whole.weight:
-                self._keep(knot, self._solve(whole, first, second, ridge))
-
-    def _solve(
-        self, whole: _NormalEquations, first: _NormalEquations, second: _NormalEquations, ridge: float
-    ) -> Tensor:
-        """(channel, read, *modes): the matrices of a knot, without the noise that its halves tell."""
-        shape = self.matrix.shape[2:]
-        matrix = whole.solve(ridge).movedim(0, -1).reshape(shape)
-        if min(first.weight, second.weight) < ENOUGH:
-            return matrix
-        one, other = (half.solve(ridge).movedim(0, -1).reshape(shape) for half in (first, second))
-        energy = whole.energy().reshape(shape[1:])
-        return agreed(matrix, one, other, energy, shape=self.transform.shape, fourier=self.transform.fourier)
+                told = min(first.weight, second.weight) >= ENOUGH
+                fitted = fit_matrices(whole, first, second, transform) if told else whole.solve()
+                self._keep(knot, fitted.movedim(0, -1).reshape(self.matrix.shape[2:]))
 
     def _keep(self, knot: int, matrix: Tensor) -> None:
         """Stores the matrices of a knot; the mean of a conserved field goes on unchanged."""
@@ -197,46 +188,3 @@ class LinearPropagator(nn.Module):
                 means[channel, 0] = 1
         self.matrix[0, knot] = matrix.real.to(self.matrix.dtype)
         self.matrix[1, knot] = matrix.imag.to(self.matrix.dtype) if matrix.is_complex() else 0.0
-
-
-class _NormalEquations:
-    """Weighted sums over pairs from which the least-squares matrix of every mode follows."""
-
-    def __init__(self) -> None:
-        self.gram: Tensor | None = None
-        self.cross: Tensor | None = None
-        self.weight = 0.0
-
-    def add(self, x: Tensor, y: Tensor, weights: Float[Tensor, " pair"]) -> None:
-        """Takes pairs of modes in: x (pair, read, mode), y (pair, channel, mode)."""
-        chosen = weights.nonzero().flatten()
-        if not len(chosen):
-            return
-        x, y, weights = x[chosen], y[chosen], weights[chosen]
-        weighted = x.conj() * weights[:, None, None]
-        gram, cross = torch.einsum("bik,bjk->kij", x, weighted), torch.einsum("bok,bik->koi", y, weighted)
-        self.gram = gram if self.gram is None else self.gram + gram
-        self.cross = cross if self.cross is None else self.cross + cross
-        self.weight += float(weights.sum())
-
-    def __add__(self, other: _NormalEquations) -> _NormalEquations:
-        both = _NormalEquations()
-        both.weight = self.weight + other.weight
-        both.gram = self.gram if other.gram is None else other.gram if self.gram is None else self.gram + other.gram
-        both.cross = (
-            self.cross if other.cross is None else other.cross if self.cross is None else self.cross + other.cross
-        )
-        return both
-
-    def energy(self) -> Float[Tensor, "read mode"]:
-        """Of what is read, mode by mode."""
-        assert self.gram is not None
-        return self.gram.diagonal(dim1=1, dim2=2).real.T
-
-    def solve(self, ridge: float) -> Tensor:
-        """(mode, channel, read): M with M G = C, that is G^H M^H = C^H, G being Hermitian."""
-        assert self.gram is not None
-        assert self.cross is not None
-        eye = torch.eye(self.gram.shape[-1], dtype=self.gram.dtype)
-        solution: Tensor = torch.linalg.solve(self.gram + ridge * self.energy().mean() * eye, self.cross.mH).mH
-        return solution

@@ -105,11 +105,8 @@ class Rest(nn.Module):
                 [-1 if other == axis else 1 for other in range(self.axes)]
             )
         needed = torch.where(symbol > 0, spectrum / symbol.clamp_min(1e-12), torch.zeros(()))
-        half = torch.full((transform.mode_shape[-1],), 2.0)
-        half[0] = 1.0
-        if transform.shape[-1] % 2 == 0:
-            half[-1] = 1.0
-        sources, fluxes = (squares / values).sqrt(), ((needed * half).flatten(1).sum(-1) / values).sqrt()
+        needed = (needed * transform.multiplicity()).flatten(1).sum(-1)
+        sources, fluxes = (squares / values).sqrt(), (needed / values).sqrt()
         tiny = torch.finfo(torch.float32).tiny
         self.source_scale.copy_(sources.clamp_min(tiny).reshape(self.source_scale.shape))
         self.flux_scale.copy_(fluxes.clamp_min(tiny).reshape(self.flux_scale.shape))
