@@ -8,6 +8,7 @@ from torch import Tensor
 
 RIDGE = 1e-10
 """Tikhonov weight relative to the mean energy of all modes: what is not excited stays at zero gain."""
+LEAST_ENERGY = 1e-30  # of fields that are zero everywhere: their ridge is above zero, too
 
 
 class NormalEquations:
@@ -19,10 +20,8 @@ class NormalEquations:
 
     def __init__(self, multiplicity: Float[Tensor, " mode"]) -> None:
         self.multiplicity = multiplicity
-        self.gram: Tensor | None = None
-        self.cross: Tensor | None = None
-        self.power = 0.0  # of y
         self.weight = 0.0
+        self._sums: tuple[Tensor, Tensor, Tensor] | None = None
 
     def add(self, x: Tensor, y: Tensor, weights: Float[Tensor, " pair"]) -> None:
         """Takes pairs of modes in: x (pair, read, mode), y (pair, channel, mode)."""
@@ -31,57 +30,67 @@ class NormalEquations:
             return
         x, y, weights = x[chosen], y[chosen], weights[chosen]
         weighted = x.conj() * weights[:, None, None]
-        gram, cross = torch.einsum("bik,bjk->kij", x, weighted), torch.einsum("bok,bik->koi", y, weighted)
-        self.gram = gram if self.gram is None else self.gram + gram
-        self.cross = cross if self.cross is None else self.cross + cross
-        self.power += float(torch.einsum("bok,b,k->", y.abs().square(), weights, self.multiplicity))
+        self._take(
+            (
+                torch.einsum("bik,bjk->kij", x, weighted),
+                torch.einsum("bok,bik->koi", y, weighted),
+                torch.einsum("bok,b->k", y.abs().square(), weights),
+            )
+        )
         self.weight += float(weights.sum())
 
     def __add__(self, other: NormalEquations) -> NormalEquations:
         both = NormalEquations(self.multiplicity)
-        both.weight, both.power = self.weight + other.weight, self.power + other.power
-        both.gram = self.gram if other.gram is None else other.gram if self.gram is None else self.gram + other.gram
-        both.cross = (
-            self.cross if other.cross is None else other.cross if self.cross is None else self.cross + other.cross
-        )
+        for one in (self, other):
+            if one._sums is not None:
+                both._take(one._sums)
+            both.weight += one.weight
         return both
+
+    @property
+    def gram(self) -> Inexact[Tensor, "mode read read"]:
+        """Sums of x x^H."""
+        return self._all()[0]
+
+    @property
+    def cross(self) -> Inexact[Tensor, "mode channel read"]:
+        """Sums of y x^H."""
+        return self._all()[1]
+
+    @property
+    def after(self) -> Float[Tensor, " mode"]:
+        """Energy of the fields one step later, all of them together."""
+        return self._all()[2]
+
+    @property
+    def power(self) -> float:
+        """Energy of the fields one step later, in all modes of the grid."""
+        return float((self.after * self.multiplicity).sum())
 
     def energy(self) -> Float[Tensor, "read mode"]:
         """Of what is read, mode by mode."""
-        return self._sums()[0].diagonal(dim1=1, dim2=2).real.T
+        return self.gram.diagonal(dim1=1, dim2=2).real.T
 
     def solve(self) -> Inexact[Tensor, "mode channel read"]:
         """Every mode on its own: M with M G = C, that is G^H M^H = C^H, G being Hermitian."""
-        gram, cross = self._ridged()
-        solution: Tensor = torch.linalg.solve(gram, cross.mH).mH
+        eye = torch.eye(self.gram.shape[-1], dtype=self.gram.dtype)
+        ridge = RIDGE * self.energy().mean().clamp_min(LEAST_ENERGY)
+        solution: Tensor = torch.linalg.solve(self.gram + ridge * eye, self.cross.mH).mH
         return solution
-
-    def solve_taps(self, waves: Inexact[Tensor, "tap mode"]) -> Inexact[Tensor, "mode channel read"]:
-        """All modes at once, as those of a kernel of few real taps: M(k) = sum_r c_r waves_r(k)."""
-        gram, cross = self._ridged()
-        taps, read = len(waves), gram.shape[-1]
-        waves = waves.to(gram.dtype)
-        counted = waves.conj() * self.multiplicity
-        normal = torch.empty(taps, read, taps, read, dtype=self.multiplicity.dtype)
-        for i in range(read):
-            for j in range(read):
-                normal[:, i, :, j] = ((waves * gram[:, i, j]) @ counted.T).real
-        wanted = torch.einsum("koi,rk->ori", cross, counted).real.flatten(1)
-        kernel = torch.linalg.solve(normal.reshape(taps * read, taps * read), wanted.T).T
-        return torch.einsum("ori,rk->koi", kernel.reshape(-1, taps, read).to(waves.dtype), waves)
 
     def error(self, matrix: Inexact[Tensor, "mode channel read"]) -> float:
         """sum |y - M x|^2 over the pairs, all modes of the grid counted."""
-        gram, cross = self._sums()
-        change = (matrix.conj() * (matrix @ gram - 2 * cross)).sum((1, 2)).real
-        return self.power + float((change * self.multiplicity).sum())
+        change = (matrix.conj() * (matrix @ self.gram - 2 * self.cross)).sum((1, 2)).real
+        return float(((change + self.after) * self.multiplicity).sum())
 
-    def _ridged(self) -> tuple[Tensor, Tensor]:
-        gram, cross = self._sums()
-        eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
-        return gram + RIDGE * self.energy().mean() * eye, cross
+    def _take(self, sums: tuple[Tensor, Tensor, Tensor]) -> None:
+        if self._sums is None:
+            self._sums = sums
+        else:
+            gram, cross, after = self._sums
+            self._sums = gram + sums[0], cross + sums[1], after + sums[2]
 
-    def _sums(self) -> tuple[Tensor, Tensor]:
-        if self.gram is None or self.cross is None:
+    def _all(self) -> tuple[Tensor, Tensor, Tensor]:
+        if self._sums is None:
             raise ValueError("least squares needs at least one pair of frames")
-        return self.gram, self.cross
+        return self._sums

@@ -7,15 +7,16 @@ no-flux Laplacian); in both every mode k is advanced by its own small matrix ove
 
 where the weights w_j >= 0 blend the matrices of a few knots among the parameters of the training data and sum to one.
 Where the fields move as a whole by more or less as the parameters have it, that motion is made first (`drift.Drift`).
-Each knot's matrix is the best for the pairs near it, weighted by w_j: a mode of a single field grows by no more than it
-does in the data there (a polynomial in the parameters, fitted to all at once, makes it grow where the data hold little
-of it). Together the matrices are a kernel in space, which is kept as short as the data allow (`local_kernel`). Fields
-that do not change but act on the others (a forcing) are read beside u_t; their matrices have columns only.
+Each knot's matrix is the best for the pairs near it, weighted by w_j (a polynomial in the parameters, fitted to all at
+once, makes modes grow where the data hold little of them). Together the matrices are a kernel in space, which is kept
+as short as the data allow, and makes no mode grow that does not in the data (`local_kernel`). Fields that do not change
+but act on the others (a forcing) are read beside u_t; their matrices have columns only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -151,7 +152,8 @@ class LinearPropagator(nn.Module):
         """Least squares over (u_t, u_{t+dt}, params) batches, in float64.
 
         How far the kernel reaches is told by the first and the second halves of all batches (`local_kernel`): they
-        should be of different trajectories, as `training.pairs.halved` has them.
+        should be of different trajectories, as `training.pairs.halved` has them (of a single trajectory they are alike,
+        and longer kernels pass). With fewer than `ENOUGH` pairs in either half modes are fitted each on its own.
 
         Args:
             pairs: batches, read once and one at a time, of (batch, read, *grid), the fields one step later, and
@@ -169,13 +171,13 @@ class LinearPropagator(nn.Module):
                 for knot, equations in enumerate(half):
                     equations.add(x[part], y[part], weights[part, knot])
         transform.float()
-        both = [first + second for first, second in zip(*halves, strict=True)]
-        if not any(one.weight for one in both):
+        if not any(half.weight for half in chain(*halves)):
             raise ValueError("a linear propagator needs at least one pair of frames")
-        for knot, (whole, first, second) in enumerate(zip(both, *halves, strict=True)):
+        for knot, (first, second) in enumerate(zip(*halves, strict=True)):
+            whole = first + second
             if whole.weight:
-                told = min(first.weight, second.weight) >= ENOUGH
-                fitted = fit_matrices(whole, first, second, transform) if told else whole.solve()
+                told = min(first.weight, second.weight) >= ENOUGH and min(first.power, second.power) > 0
+                fitted = fit_matrices(first, second, transform, self.conserved) if told else whole.solve()
                 self._keep(knot, fitted.movedim(0, -1).reshape(self.matrix.shape[2:]))
 
     def _keep(self, knot: int, matrix: Tensor) -> None:
