@@ -16,23 +16,36 @@ from accuracy_bench.summary import OURS, Cells, gather, nrmse, number, ratio, wa
 
 NOTES = """\
 nrmse of autoregressive roll-outs from one true frame to the end of the file, physical units, test trajectories: median
-[least - greatest] of three seeds. Every model has the same train, validation and test trajectories, normalisation,
-augmentation, residual prediction and cosine schedule, and is the best checkpoint by validation. Seconds are CPU seconds
-of one thread, of fitting and training; in some hours one of them bought up to 2.6 times as many steps as in others (the
-lines have `steps`). Peers' recipes were searched on validation trajectories of `burgers` (1D) and
-`diffusion_reaction2d` (2D), by 30 to 90 seconds a candidate; the candidates that were measured stand in
-`accuracy/search.jsonl`, what is used in `bench/accuracy_bench/recipes.py`, with two recipes of a single task that are
-no candidates of a search (FNO on Kolmogorov flow, U-Net on shallow water). The plain stack and U (`ups_stack`,
-`ups_unet`) have our own recipe, Muon and windows drawn by error included, without our structure. One or two seeds, or
-other code than today's, are shown as they are (`bench/accuracy.py stale` names them). `burgers`, `advection` (200
-trajectories x 41 frames x 256 points), `diffusion_reaction2d` and `shallow_water` (60 x 21 x 64 x 64) are files of
-PDEBench's generators, thinned; of shallow water's 60, 20 are distinct: 12 train, 3 choose, 5 judge. The other peers do
-not get Muon, windows drawn by error, and what is structure of ours; `+` below has all of that but Muon. Drawn by
-`bench/accuracy.py` from `accuracy/*.jsonl`.
+[least - greatest] of up to three seeds (n, where it is fewer). Every model has the same train, validation and test
+trajectories; what is trained has the same normalisation, augmentation, residual prediction and cosine schedule, and is
+the best checkpoint by validation. Seconds are CPU seconds of one thread, of fitting and training. In some hours one of
+them bought more than three times as many steps as in others, and cells of one row are not all of the same hours: the
+same network made up to twice as many steps in some of them (`steps` below and in the lines). Most cells are of other
+code than today's (`bench/accuracy.py stale` names them).
+
+Peers' recipes were searched on validation trajectories of `burgers` (1D) and `diffusion_reaction2d` (2D), by 30 to 90
+seconds a candidate; the candidates that were measured stand in `accuracy/search.jsonl`, what is used in
+`bench/accuracy_bench/recipes.py`, with two recipes of a single task that are no candidates of a search (FNO on
+Kolmogorov flow, U-Net on shallow water). `ups_stack`, and `ups_unet`, the same blocks as a U, have our own recipe, Muon
+and windows drawn by error included, without our structure. The other peers have neither; `+` has all but Muon.
+
+`burgers`, `advection` (200 trajectories x 41 frames x 256 points) and `diffusion_reaction2d`, `shallow_water` (60 x 21
+x 64 x 64) are files of PDEBench's generators, thinned in time, in 1D also in space; of shallow water's 60 trajectories
+20 are distinct: 12 train, 3 choose, 5 judge. The others are made by our solvers: 164 train, 16 choose, 20 judge in 1D
+(180, 20 and 36 of `burgers_multi`), 60, 8 and 12 of `kolmogorov`. Drawn by `bench/accuracy.py` from `accuracy/*.jsonl`.
 """
 
 
-PARTS = "`+`: base, equation's form, moving frame, velocity of a vorticity, windows drawn by error"
+PARTS_NOTES = """\
+`+`: base, equation's form, moving frame, velocity of a vorticity, and windows drawn by error. The base is the linear
+one on `advection`, `reaction_diffusion1d` and `diffusion_reaction2d`, elsewhere the last frame.
+
+"""
+
+STABILITY_NOTES = """\
+The largest error of any frame over the largest of persistence's up to there; it holds up to 1.
+
+"""
 
 SOLVER_NOTES = """\
 Our reference solver on the coarsest grid on which it is as accurate as ours after 200 seconds of training, wall seconds
@@ -147,8 +160,10 @@ class Report:
             settings = ", ".join(lines[-1]["recipe"].get("settings", ())) or "-"
             cut = "all" if cell.train is None else str(cell.train)
             spread = summary.Spread.of(map(nrmse, lines), len(summary.SEEDS))
-            rows.append([cell.task, cell.model, f"{cell.seconds:g}", cut, str(spread), settings])
-        return markdown(["task", "model", "seconds", "trajectories", "nrmse", "settings"], rows) if rows else "None.\n"
+            code = ", ".join(sorted({line.get("commit", "?") for line in lines}))
+            rows.append([cell.task, cell.model, f"{cell.seconds:g}", cut, str(spread), settings, code])
+        head = ["task", "model", "seconds", "trajectories", "nrmse", "settings", "commit"]
+        return markdown(head, rows) if rows else "None.\n"
 
     def details(self) -> str:
         """Of ours and every peer at the main budget: one step, codec, stability, size, speed."""
@@ -215,10 +230,10 @@ class Report:
             "At 200 seconds": self.main(),
             "By seconds of training": self.curve() + picture,
             "With few trajectories": self.low_data(),
-            f"Peers with our parts ({PARTS})": self.structural(),
+            "Peers with our parts": PARTS_NOTES + self.structural(),
             "External peers": self.external(),
             "Several parameters in one model": self.parameters(),
-            "Stability": self.stability(),
+            "Stability": STABILITY_NOTES + self.stability(),
             "A classical solver at equal error": SOLVER_NOTES + self.at_equal_error(),
             "On a GPU": self.others(lambda cell: cell.device == "cuda"),
             "Experiments": self.others(lambda cell: cell.device == "cpu" and cell.model not in summary.KNOWN),

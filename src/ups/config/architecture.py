@@ -85,7 +85,7 @@ class OperatorSettings(Group):
     """A plain stack of blocks, or a U that halves and doubles the grid of tokens."""
     base: Literal["auto", "linear", "persistence"] = "auto"
     """What the learned rest is added to: the best linear propagator of the training data, or the last frame; `auto`
-    takes the propagator where it explains more than half of a step of the training data."""
+    takes the propagator where it leaves less than half of a step of the training data (root mean square)."""
     form: Literal["auto", "flux", "flux_open", "flux_source", "increment"] = "auto"
     """How the rest is read: `auto` takes the equation's own; a flux between cells keeps the integral of a field.
     `flux` where an integral is not kept, and `flux_open` without open walls, are refused."""

@@ -9,8 +9,8 @@ where the weights w_j >= 0 blend the matrices of a few knots among the parameter
 Where the fields move as a whole by more or less as the parameters have it, that motion is made first (`drift.Drift`).
 Each knot's matrix is the best for the pairs near it, weighted by w_j (a polynomial in the parameters, fitted to all at
 once, makes modes grow where the data hold little of them). Together the matrices are a kernel in space, which is kept
-as short as the data allow, and makes no mode grow that does not in the data (`local_kernel`). Fields that do not change
-but act on the others (a forcing) are read beside u_t; their matrices have columns only.
+as short as the data allow (`local_kernel`). Fields that do not change but act on the others (a forcing) are read beside
+u_t; their matrices have columns only.
 """
 
 from __future__ import annotations

@@ -225,8 +225,8 @@ class StepEmulator(Emulator):
     """An emulator whose step is base plus rest; subclasses say where the rest comes from.
 
     Args:
-        base: `linear` (fitted propagator), `persistence` (the last frame), or `auto`: the first, if it explains more
-            than half of a step.
+        base: `linear` (fitted propagator), `persistence` (the last frame), or `auto`: the first, if it leaves less than
+            half of a step (root mean square).
         form: how the rest is read; None takes each equation's own.
         moving_frame: take the mean velocity out of the step where the equation is Galilean-invariant.
     """
