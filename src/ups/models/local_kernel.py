@@ -179,7 +179,6 @@ def growth(matrices: Inexact[Tensor, "mode channel read"]) -> Float[Tensor, " mo
 
 
 def growth_limit(whole: NormalEquations, channels: int) -> Float[Tensor, " mode"]:
-    """By how much each mode may grow by a kernel: those that the data hardly have by `GROWTH`, or as in the data."""
+    """By how much each mode may grow by a kernel: by `GROWTH`, if the data hardly have it."""
     before = whole.energy()[:channels].sum(0)
-    in_data = (whole.after / before.clamp_min(LEAST_ENERGY)).sqrt()
-    return torch.where(before < QUIET * before.mean(), GROWTH * in_data.clamp_min(1.0), torch.inf)
+    return torch.where(before < QUIET * before.mean(), GROWTH, torch.inf)
