@@ -70,7 +70,7 @@ class FnoEmulator(Emulator):
         super().__init__(tasks)
         self.network = make_neuralop_fno(tasks[TASK], 1, 1, width=width, modes=modes, position=True)
 
-    def step(self, context: Tensor, *, task: str, dt: Tensor, params: Tensor) -> Tensor:
+    def step(self, context: Tensor, *, task: str, dt: Tensor, params: Tensor, number: int = 0) -> Tensor:
         spec = self.tasks[task]
         found: Tensor = self.network((context[:, -1] - spec.given_mean[0]) / spec.given_std[0], spec.periodic)
         return found * spec.std[0] + spec.mean[0]
@@ -88,7 +88,7 @@ class MeanEmulator(Emulator):
         super().__init__(tasks)
         self.mean = torch.stack([train.trajectory(number)[1] for number in range(train.num)]).mean(0)
 
-    def step(self, context: Tensor, *, task: str, dt: Tensor, params: Tensor) -> Tensor:
+    def step(self, context: Tensor, *, task: str, dt: Tensor, params: Tensor, number: int = 0) -> Tensor:
         factor = context.shape[-1] // self.mean.shape[-1]
         mean = self.mean.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
         return mean.expand(len(context), *mean.shape)

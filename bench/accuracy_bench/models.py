@@ -18,6 +18,7 @@ PLAIN = (
     "operator.form=increment",
     "operator.moving_frame=false",
     "operator.derived_fields=false",
+    "operator.symmetrize=0",
 )
 
 
@@ -30,7 +31,7 @@ class Model:
         settings: overrides of the stack's settings.
         architecture: of a network: `fno`, `unet`, or an external one.
         structural: whether a network gets the stack's structural parts: linear base, the equation's form, moving frame,
-            derived fields; its windows are then drawn as the stack's are, too.
+            derived fields, changing views; its windows are then drawn as the stack's are, too.
         axes: dimensions it is there for.
     """
 
@@ -95,5 +96,6 @@ def build_network(model: Model, specs: Mapping[str, TaskSpec], recipe: Recipe) -
         return maker(spec, channels_in, channels_out, **sizes)
 
     if model.structural:
-        return NetworkEmulator(specs, model.architecture, make, base="auto", form=None, moving_frame=True, derived=True)
+        parts = {"base": "auto", "form": None, "moving_frame": True, "derived": True, "symmetrize": 1}
+        return NetworkEmulator(specs, model.architecture, make, **parts)
     return NetworkEmulator(specs, model.architecture, make)

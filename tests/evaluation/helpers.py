@@ -120,7 +120,7 @@ class Steps(Emulator):
         self.name, self.advance = name, advance
         self.given: list[Tensor] = []
 
-    def step(self, context: Tensor, *, task: str, dt: Tensor, params: Tensor) -> Tensor:
+    def step(self, context: Tensor, *, task: str, dt: Tensor, params: Tensor, number: int = 0) -> Tensor:
         self.given.append(context.clone())
         return self.advance(context[:, -1])
 

@@ -41,7 +41,7 @@ def test_every_equation_goes_all_the_way(task: str, tmp_path: Path) -> None:
     config = write_config(tmp_path, task, ["train.h5"])
     folder = (run(config) if task == "reaction_diffusion2d" else train(config)).run_dir
     rows = evaluate_run(folder, [tmp_path / "other.h5"], "test", SilentProgress())
-    assert {row["model"] for row in rows} == {"persistence", "ups"}
+    assert {row["model"] for row in rows} == {"persistence", "linear", "ups"}
     assert all(np.isfinite(float(row["nrmse"])) for row in rows)
     rollout_file(folder, tmp_path / "other.h5", 4, tmp_path / "grid.h5", None)
     with pytest.raises(DataError, match="holds predictions"):

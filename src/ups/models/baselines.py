@@ -27,7 +27,7 @@ class Persistence(Emulator):
 
     name = "persistence"
 
-    def step(self, context: Tensor, *, task: str, dt: Tensor, params: Tensor) -> Tensor:
+    def step(self, context: Tensor, *, task: str, dt: Tensor, params: Tensor, number: int = 0) -> Tensor:
         last, spec = context[:, -1], self.tasks[task]
         if not spec.steady:
             return last
@@ -88,6 +88,10 @@ SIZES: dict[tuple[str, int], dict[str, Any]] = {
 """
 
 
+PLAIN_PARTS = {"base": "persistence", "form": "increment", "moving_frame": False, "derived": False, "symmetrize": 0}
+"""Structural parts of a baseline's network: none."""
+
+
 class NetworkEmulator(StepEmulator):
     """A grid-to-grid network as emulator: one network per task, parameters appended as constant channels.
 
@@ -95,8 +99,8 @@ class NetworkEmulator(StepEmulator):
         name: of the emulator.
         make: builds the network of one task; None takes the one of `NETWORKS` that is called like the emulator, in
             its usual size.
-        base, form, moving_frame, derived: `persistence`, `increment`, False and False for the plain baseline; others
-            give it the structural parts of the simulator.
+        base, form, moving_frame, derived, symmetrize: `persistence`, `increment`, False, False and 0 for the plain
+            baseline; others give it the structural parts of the simulator.
     """
 
     def __init__(
@@ -109,12 +113,13 @@ class NetworkEmulator(StepEmulator):
         form: str | None = "increment",
         moving_frame: bool = False,
         derived: bool = False,
+        symmetrize: int = 0,
     ) -> None:
         tasks = tasks if derived else without_derived(tasks)
-        super().__init__(tasks, base=base, form=form, moving_frame=moving_frame)
-        self.parts = {"base": base, "form": form, "moving_frame": moving_frame, "derived": derived}
-        plain = {"base": "persistence", "form": "increment", "moving_frame": False, "derived": False}
-        self.custom = make is not None or self.parts != plain
+        super().__init__(tasks, base=base, form=form, moving_frame=moving_frame, symmetrize=symmetrize)
+        given = {"base": base, "form": form, "moving_frame": moving_frame, "derived": derived, "symmetrize": symmetrize}
+        self.parts: dict[str, Any] = given
+        self.custom = make is not None or self.parts != PLAIN_PARTS
         usual = {task: {} if make else SIZES.get((name, spec.axes), {}) for task, spec in tasks.items()}
         self.name, make = name, make or NETWORKS[name]
         self.networks = nn.ModuleDict(
@@ -173,6 +178,7 @@ class SteadyNetwork(SteadyEmulator):
         task: str,
         dt: Float[Tensor, " batch"],
         params: Float[Tensor, "batch parameter"],
+        number: int = 0,
     ) -> Float[Tensor, "batch channel *grid"]:
         given, scale = context[:, -1], self.scales[task]
         geometry = self.geometry(self.shares(task, tuple(given.shape[2:]))).to(given)

@@ -149,8 +149,9 @@ class Emulator(nn.Module):
         task: str,
         dt: Float[Tensor, " batch"],
         params: Float[Tensor, "batch parameter"],
+        number: int = 0,
     ) -> Float[Tensor, "batch channel *grid"]:
-        """The fields `dt` after the last context frame, in physical units."""
+        """The fields `dt` after the last context frame, in physical units; the step after `number` of a roll-out."""
         raise NotImplementedError
 
     def rollout(
@@ -174,8 +175,8 @@ class Emulator(nn.Module):
         """
         self.check(context, task, dt)
         frames = []
-        for _ in range(steps):
-            frame = self.step(context, task=task, dt=dt, params=params)
+        for number in range(steps):
+            frame = self.step(context, task=task, dt=dt, params=params, number=number)
             frames.append(frame)
             context = torch.cat([context[:, 1:], frame[:, None]], dim=1)
         return torch.stack(frames, dim=1)

@@ -200,6 +200,7 @@ class SteadyPrior(SteadyEmulator):
         task: str,
         dt: Float[Tensor, " batch"],
         params: Float[Tensor, "batch parameter"],
+        number: int = 0,
     ) -> Float[Tensor, "batch channel *grid"]:
         u, _ = self.solve(context[:, -1], task, params)
         return self.scales[task].leave(u, "sought")

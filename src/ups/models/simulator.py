@@ -43,6 +43,7 @@ class Architecture:
     base: str = "auto"
     form: str | None = None
     moving_frame: bool = True
+    symmetrize: int = 1
     cutoff: float = 1.0
     architecture: str = "pdet_stack"
     hidden_dim: int = 64
@@ -72,8 +73,8 @@ class Simulator(StepEmulator):
     name = "ups"
 
     def __init__(self, tasks: Mapping[str, TaskSpec], architecture: Architecture) -> None:
-        super().__init__(tasks, base=architecture.base, form=architecture.form, moving_frame=architecture.moving_frame)
-        self.architecture = architecture
+        a = self.architecture = architecture
+        super().__init__(tasks, base=a.base, form=a.form, moving_frame=a.moving_frame, symmetrize=a.symmetrize)
         dims = {spec.axes for spec in tasks.values()}
         if len(dims) > 1:
             raise UpsError(
@@ -86,7 +87,6 @@ class Simulator(StepEmulator):
                 for task, spec in tasks.items()
             }
         )
-        a = architecture
         self.operator = LatentOperator(
             dims.pop(),
             {task: (spec.channels_read, self.physics[task].rest.width) for task, spec in tasks.items()},
@@ -210,17 +210,19 @@ class Simulator(StepEmulator):
         params: Float[Tensor, "batch parameter"],
         correct: Correct | None = None,
         start: Float[Tensor, "batch channel *grid"] | None = None,
+        number: int | None = None,
     ) -> Float[Tensor, "batch latent *tokens"]:
         """G: the latents `dt` after the last of `z`.
 
         Args:
             correct: what becomes of the operator's prediction before it is encoded; None leaves it.
             start: normalised frame whose integrals a guard keeps; None takes the last of `z`.
+            number: as `advance_normalized` has it.
         """
         codec, guards = self.codecs[task], self.guards[task]
         with full_precision(z):
             u_hat = codec.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
-        u_next = self.advance_normalized(u_hat, task=task, dt=dt, params=params)
+        u_next = self.advance_normalized(u_hat, task=task, dt=dt, params=params, number=number)
         u_next = low_pass(u_next, self.tasks[task].periodic, self.architecture.cutoff)
         if correct is not None:
             u_next = correct(u_hat, u_next)
@@ -245,8 +247,9 @@ class Simulator(StepEmulator):
         task: str,
         dt: Float[Tensor, " batch"],
         params: Float[Tensor, "batch parameter"],
+        number: int = 0,
     ) -> Float[Tensor, "batch channel *grid"]:
-        z = self.advance(self.encode(context, task=task), task=task, dt=dt, params=params)
+        z = self.advance(self.encode(context, task=task), task=task, dt=dt, params=params, number=number)
         return self.decode(z[:, None], task=task)[:, 0]
 
     def rollout_latent(
@@ -264,9 +267,9 @@ class Simulator(StepEmulator):
         self.check(context, task, dt)
         z, latents = self.encode(context, task=task), []
         start = self.normalizers[task](context[:, -1])
-        for step in range(1, steps + 1):
-            now = correct if step % self.architecture.corrector_every == 0 else None
-            z_next = self.advance(z, task=task, dt=dt, params=params, correct=now, start=start)[:, None]
+        for number in range(steps):
+            now = correct if (number + 1) % self.architecture.corrector_every == 0 else None
+            z_next = self.advance(z, task=task, dt=dt, params=params, correct=now, start=start, number=number)[:, None]
             latents.append(z_next)
             if mode == "physical":
                 z_next = self.encode(self.decode(z_next, task=task), task=task)

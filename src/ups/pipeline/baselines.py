@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 from ups.config.learning import OptimizerSettings
 from ups.config.load import resolved
@@ -11,7 +12,7 @@ from ups.errors import CheckpointError
 from ups.models.baselines import NetworkEmulator, make_baseline, without_derived
 from ups.models.emulator import Emulator, TaskSpec
 from ups.models.step import StepEmulator
-from ups.models.store import load_model, load_weights
+from ups.models.store import load_model, load_weights, save_model
 from ups.pipeline.before import PREDICTING
 from ups.pipeline.plan import Plan, made_from, run_plan
 from ups.pipeline.records import digest
@@ -41,14 +42,21 @@ def train_baseline(workspace: Workspace, name: str) -> Emulator:
     budget = Budget("seconds", training_seconds(workspace))
     fitted = fit_closed_form(workspace, emulator)
     if not any(p.requires_grad for p in emulator.parameters()):
+        if isinstance(emulator, StepEmulator):  # fitted: `ups evaluate` has no train data to do it again
+            save_model(emulator, folder_of_baseline(workspace, name))
         return emulator.eval()
     training = baseline_training(emulator)
     batch_size = workspace.baseline_batch_size(training.batch_size)
     return train_emulator(workspace, emulator, fitted, training.optimizer, budget, batch_size)
 
 
+def folder_of_baseline(workspace: Workspace, name: str) -> Path:
+    """Where the model of a fitted or trained baseline lies."""
+    return workspace.run_dir / "baselines" / name / "model"
+
+
 def trained_baselines(workspace: Workspace, tasks: Mapping[str, TaskSpec]) -> dict[str, Emulator]:
-    """The networks that stand beside a run's model, by name; those that do not belong to it are said and left out.
+    """What was fitted or trained beside a run's model, by name; those that do not belong to it are said and left out.
 
     Args:
         tasks: of the run's model.
@@ -97,7 +105,7 @@ def train_emulator(
         "shapes": {name: tuple(value.shape) for name, value in emulator.state_dict().items()},
         "parts": emulator.parts if isinstance(emulator, NetworkEmulator) else {},
     }
-    folder = workspace.run_dir / "baselines" / emulator.name / "model"
+    folder = folder_of_baseline(workspace, emulator.name)
     if workspace.records.done(step, digest(parts), folder):
         load_weights(emulator, folder)
         return emulator.eval()

@@ -49,7 +49,7 @@ def open_run(run: Path, progress: Progress, device: str | None = None) -> Worksp
 def evaluate_run(
     run: Path, files: Sequence[Path], split: str, progress: Progress, device: str | None = None
 ) -> list[Row]:
-    """Scores the run's model, persistence and the networks that were trained beside it.
+    """Scores the run's model, persistence and the baselines that were fitted or trained beside it.
 
     Writes `split-<split>.json` or `files-<hash>.json` in `evaluation/`.
 

@@ -169,6 +169,7 @@ def build_simulator(settings: Settings, specs: Mapping[str, TaskSpec]) -> Simula
     pdet, axes = settings.operator.pdet, max(spec.axes for spec in specs.values())
     depths = choose_depths(pdet.depths, settings.operator.architecture_type)
     halved = len(depths) - 1 if settings.operator.architecture_type == "pdet_unet" else 0
+    symmetrize = settings.operator.symmetrize
     return Simulator(
         specs,
         Architecture(
@@ -178,6 +179,7 @@ def build_simulator(settings: Settings, specs: Mapping[str, TaskSpec]) -> Simula
             base=settings.operator.base,
             form=None if settings.operator.form == "auto" else settings.operator.form,
             moving_frame=settings.operator.moving_frame,
+            symmetrize=int(settings.training.augment) if symmetrize == "auto" else symmetrize,
             cutoff=1.0 if settings.operator.cutoff == "auto" else settings.operator.cutoff,
             architecture=settings.operator.architecture_type,
             hidden_dim=pdet.hidden_dim,

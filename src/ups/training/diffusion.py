@@ -80,7 +80,8 @@ class ResidualSteps:
         codec = simulator.codecs[task]
         with full_precision(batch.frames):  # roll-outs know no other
             z = simulator.encode(batch.frames[:, : batch.context + 1], task=task)
-            simulator.advance(z[:, : batch.context], task=task, dt=batch.dt, params=batch.params, correct=note)
+            given = z[:, : batch.context]
+            simulator.advance(given, task=task, dt=batch.dt, params=batch.params, correct=note, number=0)
             # What a lossy codec cannot hold is not the corrector's to add.
             truth = normalizer(batch.targets[:, 0]) if codec.lossless else codec.decode(z[:, batch.context])
             features = normalizer.features(batch.dt, batch.params)
