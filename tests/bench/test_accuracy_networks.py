@@ -84,6 +84,14 @@ def test_networks_step_on_every_grid_and_all_their_weights_learn(equation: str, 
     assert all(isinstance(value, torch.Tensor) for value in emulator.state_dict().values())
 
 
+@pytest.mark.parametrize(("model", "views"), [("fno", 0), ("unet", 0), ("fno+", 1), ("unet+", 1)])
+def test_views_are_a_part_of_ours(model: str, views: int) -> None:
+    spec = make_spec("burgers1d")
+    emulator = build_network(MODELS[model], {"burgers1d": spec}, recipe_of(MODELS[model], 1, "burgers"))
+    assert emulator.symmetrize == views
+    assert "operator.symmetrize=0" in MODELS["ups_stack"].settings
+
+
 def test_external_networks_save_tensors_alone() -> None:
     class Described(nn.Linear):
         def state_dict(self, *given: Any, **more: Any) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from tests.models.helpers import make_spec
 
+from ups.models.architecture import Architecture
 from ups.models.diffusion import DiffusionArchitecture
-from ups.models.simulator import Architecture, Simulator
+from ups.models.simulator import Simulator
 
 SMALL = DiffusionArchitecture(hidden_dim=16, depth=1, stem_width=8, sampler_steps=4)
 TASK = "burgers1d"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from tests.models.helpers import make_spec
 
-from ups.models.simulator import Architecture, Simulator
+from ups.models.architecture import Architecture
+from ups.models.simulator import Simulator
 
 SMALL = Architecture(latent_dim=16, patch=4, hidden_dim=16, heads=2, depths=(1,), stem_width=8)
 

@@ -9,9 +9,10 @@ import torch
 from tests.models.helpers import make_spec
 from torch import Tensor
 
+from ups.models.architecture import Architecture
 from ups.models.baselines import LinearEmulator, NetworkEmulator
 from ups.models.derived import Derived
-from ups.models.simulator import Architecture, Simulator
+from ups.models.simulator import Simulator
 from ups.physics.equations import EQUATIONS, get_equation
 
 FLOW = "kolmogorov2d"

@@ -141,7 +141,11 @@ def test_members_go_astray_in_one_direction_for_as_long_as_errors_last(every: in
     """An untrained corrector of an operator that moves everything by whole cells: what members add is noise alone."""
     simulator = make_simulator(trained=False, galilean=True, mean=(0.0,), std=(1.0,))
     simulator.architecture = replace(simulator.architecture, corrector_every=every)
-    simulator.advance_normalized = lambda u_hat, **_: u_hat[:, -1].roll(cells, -1)  # type: ignore[method-assign]
+
+    def advance(u_hat: Tensor, **_: object) -> Tensor:
+        return u_hat[:, -1].roll(cells * int(u_hat.mean().sign()), -1)  # a mirrored field moves the other way
+
+    simulator.advance_normalized = advance  # type: ignore[method-assign]
     assert simulator.corrector is not None
     simulator.corrector.scales[TASK].memory.copy_(torch.tensor([0.7, 0.5, 0.3]))
     context = make_context()

@@ -8,8 +8,9 @@ import pytest
 import torch
 from tests.models.helpers import make_spec
 
+from ups.models.architecture import Architecture
 from ups.models.frame import MovingFrame
-from ups.models.simulator import Architecture, Simulator
+from ups.models.simulator import Simulator
 
 
 @pytest.fixture

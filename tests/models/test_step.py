@@ -11,7 +11,8 @@ import torch
 from tests.models.helpers import make_spec
 from torch import Tensor
 
-from ups.models.simulator import Architecture, Simulator
+from ups.models.architecture import Architecture
+from ups.models.simulator import Simulator
 from ups.models.step import Rest
 from ups.models.store import load_model, save_model
 

@@ -10,7 +10,8 @@ from tests.models.helpers import make_spec
 
 from ups.data.augment import Augment
 from ups.data.fields import Batch, Grid
-from ups.models.simulator import Architecture, Simulator
+from ups.models.architecture import Architecture
+from ups.models.simulator import Simulator
 from ups.physics.description import Field
 from ups.physics.equations import get_equation
 from ups.training.objectives import CodecObjective, EmulatorObjective, OperatorObjective, OperatorTerms

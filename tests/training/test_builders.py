@@ -94,3 +94,15 @@ def test_the_lattice_is_coarsened_as_far_as_it_divides(
 def test_windows_and_halvings_find_whole_tokens(operator: dict[str, Any], size: int, coarsen: tuple[int, ...]) -> None:
     chosen = Settings.model_validate({"task": "reaction_diffusion2d", "operator": operator})
     assert build_simulator(chosen, {"task": make_spec(2, size)}).architecture.coarsen == coarsen
+
+
+@pytest.mark.parametrize(
+    ("symmetrize", "augment", "views"),
+    [("auto", True, 1), ("auto", False, 0), (4, True, 4), (2, False, 2), (0, True, 0)],
+)
+def test_roll_outs_see_what_training_saw(symmetrize: Any, augment: bool, views: int) -> None:
+    chosen = Settings.model_validate(
+        {"task": "burgers1d", "operator": {"symmetrize": symmetrize}, "training": {"augment": augment}}
+    )
+    simulator = build_simulator(chosen, {"task": make_spec(1, 32)})
+    assert simulator.symmetrize == simulator.architecture.symmetrize == views

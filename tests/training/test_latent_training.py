@@ -20,7 +20,8 @@ from ups.data.augment import Augment
 from ups.data.fields import Batch
 from ups.data.latents import LatentStore
 from ups.data.windows import WindowLoader
-from ups.models.simulator import Architecture, Simulator
+from ups.models.architecture import Architecture
+from ups.models.simulator import Simulator
 from ups.physics.equations import get_equation
 from ups.pipeline.run import train_pipeline
 from ups.pipeline.train import encode_frames

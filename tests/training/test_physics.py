@@ -14,7 +14,8 @@ from tests.models.helpers import make_spec
 from ups.config import Settings
 from ups.config.physics import PhysicsPriorSettings
 from ups.errors import UpsError
-from ups.models.simulator import Architecture, Simulator
+from ups.models.architecture import Architecture
+from ups.models.simulator import Simulator
 from ups.physics.description import Equation, Field
 from ups.physics.equations import EQUATIONS, get_equation
 from ups.physics.guards import Guards

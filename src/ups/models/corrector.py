@@ -33,6 +33,7 @@ from ups.models.emulator import TaskSpec
 from ups.models.layers import ModuleMap, full_precision
 from ups.models.noise import MEMORY, NoiseSeries
 from ups.models.step import Physics
+from ups.models.views import PLAIN, View
 
 
 class ResidualScale(nn.Module):
@@ -183,12 +184,20 @@ class Corrector(nn.Module):
         noise: NoiseSeries,
         *,
         student: bool = True,
+        view: View = PLAIN,
     ) -> Float[Tensor, "batch channel *grid"]:
-        """The operator's normalised prediction with a sample of its error added; one step of the noise's series."""
+        """The operator's normalised prediction with a sample of its error added; one step of the noise's series.
+
+        Args:
+            view: that the fields are seen in, as the networks were trained to see them; noise is like that of before
+                in the same places of the fields as they are.
+        """
         with full_precision(u_next):
             given, mean = self.see(task, physics, u_hat, u_next)
+            noise.move(partial(physics.views.see, view=view, change=True))
             sample = self.draw(self.denoiser.condition(given, features, task), noise, student=student)
             noise.end_step(carry_by(physics, mean))
+            noise.move(partial(physics.views.back, view=view, change=True))
             if physics.frame is not None and mean is not None:
                 return physics.frame.leave(physics.frame.follow(u_next, mean) + self._scaled(sample, task), mean)
             return u_next + self._scaled(sample, task)

@@ -87,4 +87,8 @@ class NoiseSeries:
         self._draws = 0
         if carry is not None:
             for _ in range(self.every):
-                self._past = [deque(map(carry, past), maxlen=past.maxlen) for past in self._past]
+                self.move(carry)
+
+    def move(self, how: Callable[[Tensor], Tensor]) -> None:
+        """What was drawn is elsewhere now, or seen in another way."""
+        self._past = [deque(map(how, past), maxlen=past.maxlen) for past in self._past]

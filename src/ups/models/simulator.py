@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ups.errors import UpsError
+from ups.models.architecture import Architecture
 from ups.models.codec import Codec
 from ups.models.corrector import Corrector
 from ups.models.diffusion import DiffusionArchitecture
@@ -25,39 +26,13 @@ from ups.models.lowpass import low_pass
 from ups.models.noise import NoiseSeries
 from ups.models.operator import LatentOperator
 from ups.models.step import StepEmulator
+from ups.models.views import View
 from ups.physics.guards import Guards
 
-Correct = Callable[[Tensor, Tensor], Tensor]
-"""(normalised context, normalised prediction) -> corrected prediction."""
+Correct = Callable[[Tensor, Tensor, View], Tensor]
+"""(normalised context, normalised prediction, the view that both are seen in) -> corrected prediction."""
 
 CODEC_FRAMES = 4096  # frames that a lossy codec's principal components are taken of, at most
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Plain sizes of a simulator; the keyword arguments of `LatentOperator` and `Codec`."""
-
-    latent_dim: int = 64
-    patch: int = 8
-    coarsen: tuple[int, ...] = (8,)
-    base: str = "auto"
-    form: str | None = None
-    moving_frame: bool = True
-    symmetrize: int = 1
-    cutoff: float = 1.0
-    architecture: str = "pdet_stack"
-    hidden_dim: int = 64
-    depths: tuple[int, ...] = (3,)
-    heads: int = 4
-    window: int | None = None
-    mlp_ratio: float = 2.0
-    qk_norm: bool = True
-    drop_path: float = 0.0
-    stem_width: int = 32
-    use_activation_checkpoint: bool = False
-    guards: tuple[str, ...] = ()
-    corrector_every: int = 1
-    mode: str = "latent"
 
 
 class Simulator(StepEmulator):
@@ -217,15 +192,18 @@ class Simulator(StepEmulator):
         Args:
             correct: what becomes of the operator's prediction before it is encoded; None leaves it.
             start: normalised frame whose integrals a guard keeps; None takes the last of `z`.
-            number: as `advance_normalized` has it.
+            number: of steps before it in the roll-out; see `look`.
         """
-        codec, guards = self.codecs[task], self.guards[task]
+        codec, guards, views = self.codecs[task], self.guards[task], self.physics[task].views
+        view, count = self.look(task, number)
         with full_precision(z):
             u_hat = codec.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
-        u_next = self.advance_normalized(u_hat, task=task, dt=dt, params=params, number=number)
+            seen = views.see(u_hat, view)
+        u_next = self.advance_normalized(seen, task=task, dt=dt, params=params, count=count)
         u_next = low_pass(u_next, self.tasks[task].periodic, self.architecture.cutoff)
         if correct is not None:
-            u_next = correct(u_hat, u_next)
+            u_next = correct(seen, u_next, view)
+        u_next = views.back(u_next, view)
         with full_precision(z):
             if guards.active:
                 normalizer = self.normalizers[task]
@@ -320,9 +298,11 @@ class Simulator(StepEmulator):
         correct = partial(self._corrected, task=task, features=features, noise=noise)
         return self.rollout_latent(context, steps, task=task, dt=dt, params=params, mode=mode, correct=correct)
 
-    def _corrected(self, u_hat: Tensor, u_next: Tensor, *, task: str, features: Tensor, noise: NoiseSeries) -> Tensor:
+    def _corrected(
+        self, u_hat: Tensor, u_next: Tensor, view: View, *, task: str, features: Tensor, noise: NoiseSeries
+    ) -> Tensor:
         assert self.corrector is not None
-        return self.corrector.correct(task, self.physics[task], u_hat, u_next, features, noise)
+        return self.corrector.correct(task, self.physics[task], u_hat, u_next, features, noise, view=view)
 
     def rollout(
         self,

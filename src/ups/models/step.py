@@ -22,7 +22,7 @@ from ups.models.frame import MovingFrame
 from ups.models.layers import ModuleMap, full_precision
 from ups.models.propagator import LinearPropagator
 from ups.models.rest import Rest
-from ups.models.views import Views
+from ups.models.views import PLAIN, View, Views
 from ups.physics.equations import get_equation
 
 LINEAR_PAYS = 0.5
@@ -137,7 +137,8 @@ class StepEmulator(Emulator):
             half of a step (root mean square).
         form: how the rest is read; None takes each equation's own.
         moving_frame: take the mean velocity out of the step where the equation is Galilean-invariant.
-        symmetrize: views of the field that each step of a roll-out is the mean over (`views.py`); 0 is as it is.
+        symmetrize: views of the field that each step of a roll-out is the mean over (`views.py`), other ones at every
+            step; 0 sees it as it is.
     """
 
     def __init__(
@@ -161,6 +162,15 @@ class StepEmulator(Emulator):
         """The raw rest (batch, width, *grid), or None; from the channels that `Physics.read` gives."""
         raise NotImplementedError
 
+    def look(self, task: str, number: int | None) -> tuple[View, int]:
+        """How a roll-out's step after `number` others sees the fields, and of how many views of that it is the mean.
+
+        None is a step of training, which sees them as they are: its augmentation has moved them.
+        """
+        if number is None or not self.symmetrize:
+            return PLAIN, 1
+        return self.physics[task].views[number], self.symmetrize
+
     def advance_normalized(
         self,
         u_hat: Float[Tensor, "batch context channel *grid"],
@@ -168,18 +178,13 @@ class StepEmulator(Emulator):
         task: str,
         dt: Float[Tensor, " batch"],
         params: Float[Tensor, "batch parameter"],
-        number: int | None = None,
+        count: int = 1,
     ) -> Float[Tensor, "batch channel *grid"]:
-        """One step on the lattice, in normalised fields.
-
-        Args:
-            number: of the step in a roll-out, which says how it sees the fields; None sees them as they are, as
-                training does, whose augmentation has moved them.
-        """
-        if number is None or not self.symmetrize:
+        """One step on the lattice, in normalised fields: the mean over the first `count` views of them."""
+        if count == 1:
             return self._advance(u_hat, task, dt, params)
         views = self.physics[task].views
-        chosen = views.of_step(number, self.symmetrize)
+        chosen = [views[index] for index in range(count)]
         seen = torch.cat([views.see(u_hat, view) for view in chosen])
         dt, params = (part.repeat(len(chosen), *[1] * (part.ndim - 1)) for part in (dt, params))
         found = self._advance(seen, task, dt, params).chunk(len(chosen))
@@ -207,10 +212,11 @@ class StepEmulator(Emulator):
         params: Float[Tensor, "batch parameter"],
         number: int = 0,
     ) -> Float[Tensor, "batch channel *grid"]:
-        normalizer = self.normalizers[task]
-        frame: Tensor = normalizer.inverse(
-            self.advance_normalized(normalizer(context), task=task, dt=dt, params=params, number=number)
-        )
+        normalizer, views = self.normalizers[task], self.physics[task].views
+        view, count = self.look(task, number)
+        seen = views.see(normalizer(context), view)
+        found = self.advance_normalized(seen, task=task, dt=dt, params=params, count=count)
+        frame: Tensor = normalizer.inverse(views.back(found, view))
         return frame
 
     @torch.no_grad()

@@ -16,11 +16,12 @@ from safetensors.torch import load, save
 from ups import __version__
 from ups.errors import CheckpointError
 from ups.files import write_whole
+from ups.models.architecture import Architecture
 from ups.models.baselines import NetworkEmulator, make_baseline
 from ups.models.diffusion import DiffusionArchitecture
 from ups.models.emulator import Emulator, TaskSpec
 from ups.models.prior import PriorArchitecture, SteadyPrior
-from ups.models.simulator import Architecture, Simulator
+from ups.models.simulator import Simulator
 from ups.versions import MODEL_FORMAT as FORMAT
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"

@@ -9,7 +9,6 @@ symmetry (frame averaging: Puny et al. 2022, arXiv:2110.03336).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +39,10 @@ class View:
     odd: bool
 
 
+PLAIN = View(False, (), (), False)
+"""The field as it is."""
+
+
 class Views(nn.Module):
     """The views of a task's normalised fields, in an order in which each differs from the one before as it can.
 
@@ -66,6 +69,7 @@ class Views(nn.Module):
         shape = (-1, *[1] * spec.axes)
         parity = torch.tensor([field.parity for field in known.fields] if known else [1] * len(spec.fields))
         mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
+        self.has_odd = bool((parity < 0).any())
         self.register_buffer("odd", (parity < 0).reshape(shape), persistent=False)
         self.register_buffer("middle", (mean / std).reshape(shape), persistent=False)
 
@@ -98,29 +102,30 @@ class Views(nn.Module):
             cells[axis] = index * (int(self.lattice[axis] * stride) | 1)
         return cells
 
-    def of_step(self, number: int, count: int) -> Sequence[View]:
-        """The `count` views of a roll-out's step."""
-        return [self[number * count + index] for index in range(count)]
-
-    def see(self, u_hat: Float[Tensor, "*batch channel *grid"], view: View) -> Float[Tensor, "*batch channel *grid"]:
-        """Normalised fields as a view shows them."""
+    def see(
+        self, u_hat: Float[Tensor, "*batch channel *grid"], view: View, *, change: bool = False
+    ) -> Float[Tensor, "*batch channel *grid"]:
+        """Normalised fields as a view shows them; or, with `change`, differences of such fields."""
         first = u_hat.ndim - len(self.lattice)
         if view.swapped:
             u_hat = u_hat.mT
-        u_hat = self._mirror(u_hat, view, first)
+        u_hat = self._mirror(u_hat, view, first, change)
         return u_hat.roll(view.shift, tuple(range(first, u_hat.ndim))) if any(view.shift) else u_hat
 
-    def back(self, u_hat: Float[Tensor, "*batch channel *grid"], view: View) -> Float[Tensor, "*batch channel *grid"]:
-        """The fields that `see` shows so."""
+    def back(
+        self, u_hat: Float[Tensor, "*batch channel *grid"], view: View, *, change: bool = False
+    ) -> Float[Tensor, "*batch channel *grid"]:
+        """What `see` shows so."""
         first = u_hat.ndim - len(self.lattice)
         if any(view.shift):
             u_hat = u_hat.roll([-cells for cells in view.shift], tuple(range(first, u_hat.ndim)))
-        u_hat = self._mirror(u_hat, view, first)
+        u_hat = self._mirror(u_hat, view, first, change)
         return u_hat.mT if view.swapped else u_hat
 
-    def _mirror(self, u_hat: Tensor, view: View, first: int) -> Tensor:
+    def _mirror(self, u_hat: Tensor, view: View, first: int, change: bool) -> Tensor:
         if view.mirrored:
             u_hat = u_hat.flip([first + axis for axis in view.mirrored])
-        if view.odd and bool(self.odd.any()):  # u -> -u, of u in the field's units
-            u_hat = torch.where(self.odd, -u_hat - 2 * self.middle, u_hat)
+        if view.odd and self.has_odd:  # u -> -u, of u in the field's units
+            turned = -u_hat if change else -u_hat - 2 * self.middle
+            u_hat = torch.where(self.odd, turned, u_hat)
         return u_hat

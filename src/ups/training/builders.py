@@ -11,11 +11,12 @@ from ups.data.problems import bad
 from ups.data.trajectories import TrajectorySet
 from ups.data.walls import first_cells
 from ups.errors import UpsError, UsageError
+from ups.models.architecture import Architecture
 from ups.models.diffusion import DiffusionArchitecture
 from ups.models.emulator import TaskSpec
 from ups.models.prior import PriorArchitecture, SteadyPrior
 from ups.models.pyramid import halvings
-from ups.models.simulator import Architecture, Simulator
+from ups.models.simulator import Simulator
 from ups.physics.equations import get_equation
 from ups.runtime import seed_everything
 

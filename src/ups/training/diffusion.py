@@ -23,6 +23,7 @@ from ups.models.diffusion import Condition, angle, even_times, on_circle, spread
 from ups.models.layers import full_precision
 from ups.models.noise import MEMORY, standard_noise
 from ups.models.simulator import Simulator
+from ups.models.views import View
 from ups.training.losses import least_norm, relative_l2, spectral_loss
 from ups.training.objectives import Metrics, Scalar
 
@@ -68,12 +69,17 @@ class ResidualSteps:
         self.simulator, self.augments, self.corrector = simulator, augments, simulator.corrector
 
     @torch.no_grad()
-    def predict(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Normalised context, prediction and truth, and the features of a step, as a roll-out meets them."""
+    def predict(self, batch: Batch, number: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Normalised context, prediction and truth, and a step's features, as that of a roll-out sees them.
+
+        Args:
+            number: of steps before it in the roll-out, whose first step sees the fields as they are.
+        """
         simulator, task = self.simulator, batch.task
         normalizer, seen = simulator.normalizers[task], list[tuple[Tensor, Tensor]]()
+        view, _ = simulator.look(task, number)
 
-        def note(u_hat: Tensor, u_next: Tensor) -> Tensor:
+        def note(u_hat: Tensor, u_next: Tensor, view: View) -> Tensor:
             seen.append((u_hat, u_next))
             return u_next
 
@@ -81,9 +87,10 @@ class ResidualSteps:
         with full_precision(batch.frames):  # roll-outs know no other
             z = simulator.encode(batch.frames[:, : batch.context + 1], task=task)
             given = z[:, : batch.context]
-            simulator.advance(given, task=task, dt=batch.dt, params=batch.params, correct=note, number=0)
+            simulator.advance(given, task=task, dt=batch.dt, params=batch.params, correct=note, number=number)
             # What a lossy codec cannot hold is not the corrector's to add.
             truth = normalizer(batch.targets[:, 0]) if codec.lossless else codec.decode(z[:, batch.context])
+            truth = simulator.physics[task].views.see(truth, view)
             features = normalizer.features(batch.dt, batch.params)
         return *seen[0], truth, features
 
@@ -262,14 +269,17 @@ def fit_memory(steps: ResidualSteps, windows: Batch) -> None:
     """Sets how alike the residuals of neighbouring steps are, from true windows of several frames to predict.
 
     c_l is the correlation of xi = (r - mu) / s with what it was l steps before, carried along by the moving frame, at
-    the windows' first `MEMORY` lags; those that they are too short for are 0.
+    the windows' first `MEMORY` lags; those that they are too short for are 0. Every step sees the fields as that of a
+    roll-out does, whose errors are less alike for it.
     """
     corrector, task, physics = steps.corrector, windows.task, steps.simulator.physics[windows.task]
     past: list[Tensor] = []  # newest first
     sums, counts = torch.zeros(2, MEMORY + 1, device=windows.frames.device)
     for first in range(windows.horizon):
         part = replace(windows, frames=windows.frames[:, first : first + windows.context + 1])
-        context, u_next, truth, features = steps.predict(part)
+        context, u_next, truth, features = steps.predict(part, number=first)
+        view, _ = steps.simulator.look(task, first)
+        past = [physics.views.see(before, view, change=True) for before in past]
         given, mean = corrector.see(task, physics, context, u_next)
         residual = corrector.residual(task, physics, truth, u_next, mean)
         condition = corrector.denoiser.condition(given, features, task)
@@ -279,6 +289,7 @@ def fit_memory(steps: ResidualSteps, windows: Batch) -> None:
             counts[lag] += 1
         if (carry := carry_by(physics, mean)) is not None:
             past = [carry(before) for before in past]
+        past = [physics.views.back(before, view, change=True) for before in past]
     means = sums / counts.clamp_min(1)
     found = means[1:] / means[0]
     corrector.scales[task].memory.copy_(torch.where(found.isfinite(), found, 0.0))

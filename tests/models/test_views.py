@@ -1,0 +1,184 @@
+"""Views are symmetries of the equation, come back exactly, and change from step to step of a roll-out alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tests.models.helpers import make_spec
+from torch import Tensor
+
+from ups.data.fields import Batch, Grid
+from ups.models.architecture import Architecture
+from ups.models.diffusion import DiffusionArchitecture
+from ups.models.simulator import Simulator
+from ups.models.views import PLAIN, View, Views
+from ups.physics.equations import EQUATIONS, get_equation
+from ups.training.diffusion import ResidualSteps, fit_memory, fit_scales
+
+IN_TIME = [name for name, equation in EQUATIONS.items() if not equation.steady]
+
+
+def spec_of(task: str, size: int = 32, **changes: object):  # type: ignore[no-untyped-def]
+    equation = get_equation(task)
+    fields = len(equation.fields)
+    lengths = [high - low for low, high in equation.domain]
+    values = {
+        "name": task,
+        "fields": tuple(field.name for field in equation.fields),
+        "periodic": equation.periodic,
+        "spacing": tuple(length / size for length in lengths),
+        "form": "increment",
+        "conserved": (False,) * fields,
+        "mean": (0.0,) * fields,
+        "std": (1.0,) * fields,
+    }
+    return make_spec(equation.dim, size, **{**values, **changes})
+
+
+def make_simulator(task: str, symmetrize: int, size: int = 16, **changes: object) -> Simulator:
+    torch.manual_seed(0)
+    sizes = Architecture(patch=4, coarsen=(4,), hidden_dim=16, heads=2, depths=(1,), stem_width=8)
+    architecture = replace(sizes, base="persistence", symmetrize=symmetrize, moving_frame=False)
+    simulator = Simulator({task: spec_of(task, size, **changes)}, architecture)
+    for p in simulator.operator.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return simulator.eval()
+
+
+def call(task: str, batch: int) -> dict[str, object]:
+    return {"task": task, "dt": torch.full((batch,), 0.1), "params": torch.zeros(batch, 0)}
+
+
+@pytest.mark.parametrize("task", [name for name in IN_TIME if EQUATIONS[name].rhs is not None])
+def test_every_view_is_a_symmetry_of_the_equation(task: str) -> None:
+    """rhs(V u) = V rhs(u), on the grid."""
+    equation, spec = get_equation(task), spec_of(task)
+    views = Views(spec)
+    u = torch.randn(2, len(spec.fields), *spec.lattice, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    params = torch.full((2, len(equation.parameters)), 0.1, dtype=torch.float64)
+    rate = equation.rhs(u, params, spec.spacing)
+    for index in range(2 * views.number):
+        found = equation.rhs(views.see(u, views[index]), params, spec.spacing)
+        wanted = views.see(rate, views[index])
+        torch.testing.assert_close(found, wanted, atol=1e-9 * float(rate.abs().max()), rtol=1e-9)
+
+
+@pytest.mark.parametrize("task", IN_TIME)
+def test_a_view_is_of_the_field_in_its_units_and_comes_back(task: str) -> None:
+    fields = len(get_equation(task).fields)
+    plain, views = Views(spec_of(task)), Views(spec_of(task, mean=(0.7,) * fields, std=(1.9,) * fields))
+    u = torch.randn(3, 2, fields, *views.lattice, generator=torch.Generator().manual_seed(0))
+    for index in range(8):
+        view = views[index]
+        seen = views.see((u - 0.7) / 1.9, view)
+        torch.testing.assert_close(seen * 1.9 + 0.7, plain.see(u, view))
+        torch.testing.assert_close(views.back(seen, view) * 1.9 + 0.7, u)
+
+
+@pytest.mark.parametrize(("task", "number"), [("advection1d", 1), ("burgers1d", 2), ("shallow_water2d", 8)])
+def test_the_first_is_plain_and_none_comes_again_before_all_came(task: str, number: int) -> None:
+    views = Views(spec_of(task))
+    assert views.number == number
+    assert views[0] == replace(PLAIN, shift=(0,) * len(views.lattice))
+    for turn in range(2):
+        seen = [views[turn * number + index] for index in range(number)]
+        assert len({(view.swapped, view.mirrored) for view in seen}) == number
+
+
+def test_forced_flow_has_the_motions_that_its_forcing_leaves() -> None:
+    views = Views(spec_of("kolmogorov2d"))
+    assert views.number == 16
+    u = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert len({tuple(views.see(u, views[index]).flatten().tolist()) for index in range(16)}) == 16
+
+
+def test_opposites_follow_each_other() -> None:
+    views = Views(spec_of("reaction_diffusion2d"))
+    for index in range(0, 8, 2):
+        one, other = views[index], views[index + 1]
+        assert one.swapped != other.swapped
+        assert set(one.mirrored) ^ set(other.mirrored) == {0, 1}
+
+
+def test_moves_visit_every_place_within_a_token() -> None:
+    views = Views(spec_of("kuramoto_sivashinsky1d", 128))
+    for mirrored in ((), (0,)):
+        seen = {view.shift[0] % 8 for view in (views[index] for index in range(16)) if view.mirrored == mirrored}
+        assert seen == set(range(8))
+
+
+def test_an_unknown_equation_is_seen_as_it_is() -> None:
+    views = Views(make_spec())
+    u = torch.randn(2, 1, 32)
+    assert all(torch.equal(views.see(u, views[index]), u) for index in range(4))
+
+
+def test_the_mean_over_all_views_has_the_symmetry() -> None:
+    task = "reaction_diffusion2d"
+    u = torch.randn(2, 1, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    for symmetrize, equivariant in ((8, True), (1, False), (0, False)):
+        simulator = make_simulator(task, symmetrize, conserved=(False, False))
+        turned = simulator.step(u.mT.flip(-1), **call(task, 2))
+        wanted = simulator.step(u, **call(task, 2)).mT.flip(-1)
+        assert torch.allclose(turned, wanted, atol=1e-5) is equivariant
+        assert not torch.allclose(wanted, u[:, 0].mT.flip(-1), atol=1e-3), "nothing happens in a step"
+
+
+@torch.no_grad()
+def test_each_step_of_a_roll_out_sees_the_next_view_and_training_sees_none() -> None:
+    task = "burgers1d"
+    simulator, plain = make_simulator(task, 1), make_simulator(task, 0)
+    u = torch.randn(2, 1, 1, 16, generator=torch.Generator().manual_seed(0))
+    views, state, wanted = simulator.physics[task].views, u, []
+    for number in range(5):
+        view = views[number]
+        seen = plain.step(views.see(state, view), **call(task, 2))
+        wanted.append(views.back(seen, view))
+        state = wanted[-1][:, None]
+    found = simulator.rollout(u, 5, **call(task, 2))
+    torch.testing.assert_close(found, torch.stack(wanted, 1), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found, plain.rollout(u, 5, **call(task, 2)), atol=1e-3)
+    z = simulator.encode(u, task=task)
+    assert torch.equal(simulator.advance(z, **call(task, 2)), plain.advance(z, **call(task, 2)))
+
+
+@torch.no_grad()
+def test_a_correction_is_made_in_the_view_of_its_step() -> None:
+    task = "burgers1d"
+    simulator = make_simulator(task, 1, mean=(0.4,), std=(1.3,))
+    views, normalizer = simulator.physics[task].views, simulator.normalizers[task]
+    u, met = torch.randn(2, 1, 1, 16, generator=torch.Generator().manual_seed(0)), []
+
+    def correct(u_hat: Tensor, u_next: Tensor, view: View) -> Tensor:
+        met.append((u_hat, u_next, view))
+        return u_next
+
+    z = simulator.rollout_latent(u, 4, correct=correct, **call(task, 2))
+    states = normalizer(torch.cat([u, simulator.decode(z, task=task)], dim=1))
+    for number, (u_hat, u_next, view) in enumerate(met):
+        assert view == views[number]
+        torch.testing.assert_close(u_hat[:, 0], views.see(states[:, number], view), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(u_next, views.see(states[:, number + 1], view), atol=1e-5, rtol=1e-5)
+
+
+def test_errors_that_lie_as_the_field_is_seen_are_forgotten() -> None:
+    """A fixed pattern is added to what is seen: without views it is the same at every step, with them it is not."""
+    remembered = {}
+    for symmetrize in (0, 1):
+        task = "burgers1d"
+        simulator = make_simulator(task, symmetrize)
+        pattern = torch.randn(1, 1, 16, generator=torch.Generator().manual_seed(1))
+        simulator.advance_normalized = lambda u_hat, **_: u_hat[:, -1] + 0.1 * pattern  # type: ignore[method-assign]  # noqa: B023
+        simulator.add_corrector(DiffusionArchitecture(hidden_dim=16, depth=1, stem_width=8, sampler_steps=2))
+        frames = torch.randn(8, 1, 1, 16, generator=torch.Generator().manual_seed(0)).expand(8, 4, 1, 16)
+        axes = (np.arange(16) / 16,)
+        batch = Batch(task, frames, torch.full((8,), 0.1), torch.zeros(8, 0), Grid(axes, (True,)), 1)
+        steps = ResidualSteps(simulator, {})
+        fit_scales(steps, task, [replace(batch, frames=frames[:, :2])])
+        fit_memory(steps, batch)
+        remembered[symmetrize] = simulator.corrector.scales[task].memory[0].item()  # type: ignore[union-attr]
+    assert remembered[0] > 0.9
+    assert abs(remembered[1]) < 0.6
