@@ -110,6 +110,7 @@ def test_shipped_files_load() -> None:
         ({"guards": {"positivity": True}, **TRAINS_CODEC}, "guards.positivity: a guard is exact only where"),
         ({"training": {"latent_cache_dir": "cache", "augment": False}, **TRAINS_CODEC}, "train_with_operator is true"),
         ({"training": {"latent_cache_dir": "cache"}}, "training.augment is true: latents of moved fields"),
+        ({"operator": {"symmetrize": 2}, "training": {"augment": False}}, "roll-outs would see fields in ways that"),
         ({"training": {**CACHE, "latent_cache_dtype": "float64"}}, "float16"),
         ({"training": {**CACHE, "preload": "never"}}, "auto"),
         ({"training": {"latent_cache_dir": ""}}, "at least 1 character"),

@@ -13,7 +13,9 @@ from torch import Tensor
 from ups.data.fields import Batch, Grid
 from ups.models.architecture import Architecture
 from ups.models.diffusion import DiffusionArchitecture
+from ups.models.emulator import TaskSpec
 from ups.models.simulator import Simulator
+from ups.models.step import static_fields
 from ups.models.views import PLAIN, View, Views
 from ups.physics.equations import EQUATIONS, get_equation
 from ups.training.diffusion import ResidualSteps, fit_memory, fit_scales
@@ -24,12 +26,14 @@ IN_TIME = [name for name, equation in EQUATIONS.items() if not equation.steady]
 def spec_of(task: str, size: int = 32, **changes: object):  # type: ignore[no-untyped-def]
     equation = get_equation(task)
     fields = len(equation.fields)
-    lengths = [high - low for low, high in equation.domain]
+    spacing = tuple((high - low) / size for low, high in equation.domain)
     values = {
         "name": task,
         "fields": tuple(field.name for field in equation.fields),
         "periodic": equation.periodic,
-        "spacing": tuple(length / size for length in lengths),
+        "spacing": spacing,
+        "origin": tuple(low + step / 2 for (low, _), step in zip(equation.domain, spacing, strict=True)),
+        "static": 0 if equation.forcing is None else 1,
         "form": "increment",
         "conserved": (False,) * fields,
         "mean": (0.0,) * fields,
@@ -38,9 +42,15 @@ def spec_of(task: str, size: int = 32, **changes: object):  # type: ignore[no-un
     return make_spec(equation.dim, size, **{**values, **changes})
 
 
-def make_simulator(task: str, symmetrize: int, size: int = 16, **changes: object) -> Simulator:
+def views_of(spec: TaskSpec) -> Views:
+    return Views(spec, static_fields(spec))
+
+
+def make_simulator(task: str, symmetrize: int, size: int = 16, latent_dim: int = 64, **changes: object) -> Simulator:
     torch.manual_seed(0)
-    sizes = Architecture(patch=4, coarsen=(4,), hidden_dim=16, heads=2, depths=(1,), stem_width=8)
+    sizes = Architecture(
+        latent_dim=latent_dim, patch=4, coarsen=(4,), hidden_dim=16, heads=2, depths=(1,), stem_width=8
+    )
     architecture = replace(sizes, base="persistence", symmetrize=symmetrize, moving_frame=False)
     simulator = Simulator({task: spec_of(task, size, **changes)}, architecture)
     for p in simulator.operator.parameters():
@@ -52,27 +62,28 @@ def call(task: str, batch: int) -> dict[str, object]:
     return {"task": task, "dt": torch.full((batch,), 0.1), "params": torch.zeros(batch, 0)}
 
 
+@pytest.mark.parametrize("size", [32, 12, 9])
 @pytest.mark.parametrize("task", [name for name in IN_TIME if EQUATIONS[name].rhs is not None])
-def test_every_view_is_a_symmetry_of_the_equation(task: str) -> None:
+def test_every_view_is_a_symmetry_of_the_equation(task: str, size: int) -> None:
     """rhs(V u) = V rhs(u), on the grid."""
-    equation, spec = get_equation(task), spec_of(task)
-    views = Views(spec)
+    equation, spec = get_equation(task), spec_of(task, size)
+    views = views_of(spec)
     u = torch.randn(2, len(spec.fields), *spec.lattice, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     params = torch.full((2, len(equation.parameters)), 0.1, dtype=torch.float64)
     rate = equation.rhs(u, params, spec.spacing)
     for index in range(2 * views.number):
-        found = equation.rhs(views.see(u, views[index]), params, spec.spacing)
-        wanted = views.see(rate, views[index])
+        found = equation.rhs(views.see(u, views.at(index)), params, spec.spacing)
+        wanted = views.see(rate, views.at(index))
         torch.testing.assert_close(found, wanted, atol=1e-9 * float(rate.abs().max()), rtol=1e-9)
 
 
 @pytest.mark.parametrize("task", IN_TIME)
 def test_a_view_is_of_the_field_in_its_units_and_comes_back(task: str) -> None:
     fields = len(get_equation(task).fields)
-    plain, views = Views(spec_of(task)), Views(spec_of(task, mean=(0.7,) * fields, std=(1.9,) * fields))
+    plain, views = views_of(spec_of(task)), views_of(spec_of(task, mean=(0.7,) * fields, std=(1.9,) * fields))
     u = torch.randn(3, 2, fields, *views.lattice, generator=torch.Generator().manual_seed(0))
     for index in range(8):
-        view = views[index]
+        view = views.at(index)
         seen = views.see((u - 0.7) / 1.9, view)
         torch.testing.assert_close(seen * 1.9 + 0.7, plain.see(u, view))
         torch.testing.assert_close(views.back(seen, view) * 1.9 + 0.7, u)
@@ -80,40 +91,89 @@ def test_a_view_is_of_the_field_in_its_units_and_comes_back(task: str) -> None:
 
 @pytest.mark.parametrize(("task", "number"), [("advection1d", 1), ("burgers1d", 2), ("shallow_water2d", 8)])
 def test_the_first_is_plain_and_none_comes_again_before_all_came(task: str, number: int) -> None:
-    views = Views(spec_of(task))
+    views = views_of(spec_of(task))
     assert views.number == number
-    assert views[0] == replace(PLAIN, shift=(0,) * len(views.lattice))
+    assert views.at(0) == replace(PLAIN, shift=(0,) * len(views.lattice))
     for turn in range(2):
-        seen = [views[turn * number + index] for index in range(number)]
+        seen = [views.at(turn * number + index) for index in range(number)]
         assert len({(view.swapped, view.mirrored) for view in seen}) == number
 
 
 def test_forced_flow_has_the_motions_that_its_forcing_leaves() -> None:
-    views = Views(spec_of("kolmogorov2d"))
+    views = views_of(spec_of("kolmogorov2d"))
     assert views.number == 16
     u = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert len({tuple(views.see(u, views[index]).flatten().tolist()) for index in range(16)}) == 16
+    assert len({tuple(views.see(u, views.at(index)).flatten().tolist()) for index in range(16)}) == 16
 
 
 def test_opposites_follow_each_other() -> None:
-    views = Views(spec_of("reaction_diffusion2d"))
+    views = views_of(spec_of("reaction_diffusion2d"))
     for index in range(0, 8, 2):
-        one, other = views[index], views[index + 1]
+        one, other = views.at(index), views.at(index + 1)
         assert one.swapped != other.swapped
         assert set(one.mirrored) ^ set(other.mirrored) == {0, 1}
 
 
-def test_moves_visit_every_place_within_a_token() -> None:
-    views = Views(spec_of("kuramoto_sivashinsky1d", 128))
-    for mirrored in ((), (0,)):
-        seen = {view.shift[0] % 8 for view in (views[index] for index in range(16)) if view.mirrored == mirrored}
-        assert seen == set(range(8))
+@pytest.mark.parametrize(
+    ("task", "size", "token"), [("burgers1d", 128, 8), ("advection1d", 128, 8), ("burgers1d", 48, 6)]
+)
+def test_moves_visit_every_place_within_a_token(task: str, size: int, token: int) -> None:
+    views = views_of(spec_of(task, size))
+    for mirrored in ((), (0,))[: views.number]:
+        seen = [view.shift[0] % token for view in map(views.at, range(4 * token)) if view.mirrored == mirrored]
+        assert set(seen) == set(range(token))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("task", ["burgers1d", "reaction_diffusion2d", "kolmogorov2d"])
+def test_no_step_sees_what_the_one_before_saw(task: str, count: int) -> None:
+    spec = spec_of(task)
+    views = views_of(spec)
+    u = torch.randn(len(spec.fields), *spec.lattice, generator=torch.Generator().manual_seed(0))
+
+    def seen(number: int) -> set[tuple[float, ...]]:
+        view, views_of_it = views.of_step(number, count)
+        seen = views.see(u, view)
+        return {tuple(views.see(seen, views.at(index)).flatten().tolist()) for index in range(views_of_it)}
+
+    for number in range(8):
+        assert len(seen(number)) == count
+        assert seen(number) != seen(number + 1)
+
+
+def test_no_view_is_paid_for_twice() -> None:
+    assert views_of(spec_of("reaction_diffusion2d")).of_step(3, 12)[1] == 8
+    assert views_of(spec_of("burgers1d")).of_step(3, 12)[1] == 12, "they differ by how far they are moved"
+
+
+def test_views_that_a_grid_does_not_have_are_left_out() -> None:
+    centred = spec_of("kolmogorov2d")
+    origin = tuple(low - step / 2 for low, step in zip(centred.origin, centred.spacing, strict=True))
+    at_vertices = replace(centred, origin=origin)
+    assert views_of(at_vertices).number < views_of(centred).number
+    static = static_fields(at_vertices)
+    views = Views(at_vertices, static)
+    for index in range(16):
+        moved = replace(views.at(index), shift=(0, views.at(index).shift[1]))
+        torch.testing.assert_close(views.see(static, moved, change=True), static, atol=1e-4, rtol=1e-4)
+    stretched = spec_of("reaction_diffusion2d", spacing=(0.1, 0.2))
+    assert views_of(stretched).number == 4
+
+
+def test_what_a_lossy_codec_left_stays_on_its_tokens() -> None:
+    simulator = make_simulator("burgers1d", 1, latent_dim=2)
+    views = simulator.physics["burgers1d"].views
+    shifts = [views.at(index).shift[0] for index in range(8)]
+    assert len(set(shifts)) > 2
+    assert all(shift % 4 == 0 for shift in shifts)
+    exact = make_simulator("burgers1d", 1).physics["burgers1d"].views
+    assert any(exact.at(index).shift[0] % 4 for index in range(8))
 
 
 def test_an_unknown_equation_is_seen_as_it_is() -> None:
-    views = Views(make_spec())
+    views = views_of(make_spec())
     u = torch.randn(2, 1, 32)
-    assert all(torch.equal(views.see(u, views[index]), u) for index in range(4))
+    assert all(torch.equal(views.see(u, views.at(index)), u) for index in range(4))
 
 
 def test_the_mean_over_all_views_has_the_symmetry() -> None:
@@ -134,7 +194,7 @@ def test_each_step_of_a_roll_out_sees_the_next_view_and_training_sees_none() -> 
     u = torch.randn(2, 1, 1, 16, generator=torch.Generator().manual_seed(0))
     views, state, wanted = simulator.physics[task].views, u, []
     for number in range(5):
-        view = views[number]
+        view = views.at(number)
         seen = plain.step(views.see(state, view), **call(task, 2))
         wanted.append(views.back(seen, view))
         state = wanted[-1][:, None]
@@ -159,7 +219,7 @@ def test_a_correction_is_made_in_the_view_of_its_step() -> None:
     z = simulator.rollout_latent(u, 4, correct=correct, **call(task, 2))
     states = normalizer(torch.cat([u, simulator.decode(z, task=task)], dim=1))
     for number, (u_hat, u_next, view) in enumerate(met):
-        assert view == views[number]
+        assert view == views.at(number)
         torch.testing.assert_close(u_hat[:, 0], views.see(states[:, number], view), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(u_next, views.see(states[:, number + 1], view), atol=1e-5, rtol=1e-5)
 

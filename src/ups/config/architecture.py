@@ -92,9 +92,11 @@ class OperatorSettings(Group):
     moving_frame: bool = True
     """Take the mean velocity out of every step where the equation is Galilean-invariant."""
     symmetrize: Literal["auto"] | NonNegativeInt = "auto"
-    """Views of the field, by the symmetries of its equation, that each step of a roll-out is the mean over. The views
-    change from step to step, so that errors average out; one costs nothing, `n` take `n` times the time. `auto` is 1,
-    and 0, the field as it is, where training saw no other (`training.augment`)."""
+    """Views of the field, by the symmetries of its equation, that each step of a roll-out is the mean over: as many as
+    there are make a step as symmetric as its equation. The views change from step to step, so that errors average out.
+    One costs nothing; `n` take `n` times the operator's time, in roll-outs, validations and the training of
+    `diff_residual`. `auto` is 1, and 0, the field as it is, where training saw no other (`training.augment`). Unrolled
+    training (`lambda_rollout`) stays in one view."""
     cutoff: Literal["auto"] | Share = "auto"
     """Share of the wave numbers of periodic axes that a step leaves: the shortest waves, of which the data have next to
     nothing, may grow over a roll-out. `auto` takes, once the operator is trained, what its validation roll-outs are

@@ -210,6 +210,11 @@ class Settings(Group):
             self._check_student()
         if self.training.latent_cache_dir is not None:
             self._check_latent_cache()
+        if not self.training.augment and self.operator.symmetrize not in ("auto", 0):
+            raise ValueError(
+                f"operator.symmetrize is {self.operator.symmetrize}, but training.augment is false: roll-outs would "
+                "see fields in ways that training never did; make augment true, or give symmetrize auto or 0"
+            )
         return self
 
     def _check_student(self) -> None:

@@ -49,7 +49,7 @@ class Simulator(StepEmulator):
 
     def __init__(self, tasks: Mapping[str, TaskSpec], architecture: Architecture) -> None:
         a = self.architecture = architecture
-        super().__init__(tasks, base=a.base, form=a.form, moving_frame=a.moving_frame, symmetrize=a.symmetrize)
+        super().__init__(tasks, base=a.base, form=a.form, moving_frame=a.moving_frame)
         dims = {spec.axes for spec in tasks.values()}
         if len(dims) > 1:
             raise UpsError(
@@ -70,6 +70,8 @@ class Simulator(StepEmulator):
             window=a.window, mlp_ratio=a.mlp_ratio, qk_norm=a.qk_norm, drop_path=a.drop_path, stem_width=a.stem_width,
             use_activation_checkpoint=a.use_activation_checkpoint,
         )  # fmt: skip
+        for task, codec in self.codecs.items():
+            self.physics[task].views.unit = 1 if codec.lossless else a.patch
         self.corrector: Corrector | None = None
         self.guards = {task: self._guards_of(task, a.guards) for task in tasks}
         for task, spec in tasks.items():
@@ -133,6 +135,10 @@ class Simulator(StepEmulator):
         forms = {task: self.architecture.form or spec.form for task, spec in self.tasks.items()}
         self.corrector = Corrector(self.tasks, architecture, self.architecture.coarsen, forms)
         return self.corrector
+
+    @property
+    def symmetrize(self) -> int:
+        return self.architecture.symmetrize
 
     # --- codec -------------------------------------------------------------------------------------------------------
 

@@ -61,7 +61,7 @@ class Physics(nn.Module):
         self.frame = MovingFrame(spec) if moving_frame and spec.galilean else None
         self.register_buffer("static", static_fields(spec))
         self.derived = Derived(spec)
-        self.views = Views(spec)
+        self.views = Views(spec, self.static)
 
     def read(self, u_hat: Float[Tensor, "batch context channel *grid"]) -> Float[Tensor, "batch read *grid"]:
         """What a network reads of a step: the fields of every context frame, the static ones, the last frame's derived.
@@ -151,7 +151,7 @@ class StepEmulator(Emulator):
         symmetrize: int = 0,
     ) -> None:
         super().__init__(tasks)
-        self.symmetrize = symmetrize
+        self._symmetrize = symmetrize
         self.physics: ModuleMap[Physics] = ModuleMap(
             {task: Physics(spec, base, form or spec.form, moving_frame) for task, spec in tasks.items()}
         )
@@ -162,6 +162,11 @@ class StepEmulator(Emulator):
         """The raw rest (batch, width, *grid), or None; from the channels that `Physics.read` gives."""
         raise NotImplementedError
 
+    @property
+    def symmetrize(self) -> int:
+        """Views of the field that each step of a roll-out is the mean over."""
+        return self._symmetrize
+
     def look(self, task: str, number: int | None) -> tuple[View, int]:
         """How a roll-out's step after `number` others sees the fields, and of how many views of that it is the mean.
 
@@ -169,7 +174,7 @@ class StepEmulator(Emulator):
         """
         if number is None or not self.symmetrize:
             return PLAIN, 1
-        return self.physics[task].views[number], self.symmetrize
+        return self.physics[task].views.of_step(number, self.symmetrize)
 
     def advance_normalized(
         self,
@@ -184,11 +189,9 @@ class StepEmulator(Emulator):
         if count == 1:
             return self._advance(u_hat, task, dt, params)
         views = self.physics[task].views
-        chosen = [views[index] for index in range(count)]
-        seen = torch.cat([views.see(u_hat, view) for view in chosen])
-        dt, params = (part.repeat(len(chosen), *[1] * (part.ndim - 1)) for part in (dt, params))
-        found = self._advance(seen, task, dt, params).chunk(len(chosen))
-        return torch.stack([views.back(one, view) for one, view in zip(found, chosen, strict=True)]).mean(0)
+        chosen = [views.at(index) for index in range(count)]  # one after another: in the memory of one
+        total = sum(views.back(self._advance(views.see(u_hat, view), task, dt, params), view) for view in chosen)
+        return torch.as_tensor(total) / count
 
     def _advance(self, u_hat: Tensor, task: str, dt: Tensor, params: Tensor) -> Tensor:
         physics, normalizer = self.physics[task], self.normalizers[task]

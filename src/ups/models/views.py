@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ups.models.emulator import TaskSpec
+from ups.physics.description import Motion
 from ups.physics.equations import EQUATIONS
 
 STRIDES = (0.618, 0.755, 0.819)
@@ -49,31 +50,56 @@ class Views(nn.Module):
     The mirrored, swapped and otherwise repeated ones (`Equation.symmetries`, `Equation.motions`) come in pairs of
     opposites, all of them before any comes again; each is moved along the periodic axes by other numbers of cells.
     The first is the field as it is; a task of no known equation has that alone.
+
+    Args:
+        static: the fields of the task that do not change. Motions that change them, as they do on a grid whose cells
+            they do not map to cells, are left out.
+
+    Attributes:
+        number: of views that do not differ by a translation alone.
+        unit: cells that views are moved by a multiple of. A lossy codec leaves traces of its tokens in the fields,
+            which its operator was never shown elsewhere.
     """
 
     odd: Tensor
     middle: Tensor
 
-    def __init__(self, spec: TaskSpec) -> None:
+    def __init__(self, spec: TaskSpec, static: Float[Tensor, "static *grid"]) -> None:
         super().__init__()
         self.lattice, known = spec.lattice, EQUATIONS.get(spec.name)
-        symmetries = known.symmetries if known else ()
-        self.moved = tuple(axis for axis in known.axes_with("translation") if spec.periodic[axis]) if known else ()
-        self.mirrors, self.motions = (known.axes_with("reflection"), known.motions) if known else ((), ())
-        self.swaps = "rotation" in symmetries and spec.axes == 2 and len(set(spec.lattice)) == 1
-        self.every = [motion.every(spec.lattice) for motion in self.motions]
-        orders = [motion.order // every for motion, every in zip(self.motions, self.every, strict=True)]
-        self.orders = [2] * (len(self.mirrors) + self.swaps) + orders
-        self.number = math.prod(self.orders)
-        """Of views that do not differ by a translation alone."""
         shape = (-1, *[1] * spec.axes)
         parity = torch.tensor([field.parity for field in known.fields] if known else [1] * len(spec.fields))
         mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
         self.has_odd = bool((parity < 0).any())
         self.register_buffer("odd", (parity < 0).reshape(shape), persistent=False)
         self.register_buffer("middle", (mean / std).reshape(shape), persistent=False)
+        self.moved = tuple(axis for axis in known.axes_with("translation") if spec.periodic[axis]) if known else ()
+        self.strides = [_stride(spec.lattice[axis], share) for axis, share in zip(self.moved, STRIDES, strict=False)]
+        self.unit = 1
+        self.mirrors = known.axes_with("reflection") if known else ()
+        square = len(set(spec.lattice)) == 1 and math.isclose(min(spec.spacing), max(spec.spacing), rel_tol=1e-3)
+        self.swaps = known is not None and "rotation" in known.symmetries and spec.axes == 2 and square
+        motions = [(motion, motion.every(spec.lattice)) for motion in known.motions] if known else []
+        self.motions = [(motion, every) for motion, every in motions if self._keeps(static, motion, every)]
+        orders = [motion.order // every for motion, every in self.motions]
+        self.orders = [2] * (len(self.mirrors) + self.swaps) + orders
+        self.number = math.prod(self.orders)
+        sizes = math.prod(spec.lattice[axis] for axis in self.moved)
+        self.more = next(more for more in range(sizes) if math.gcd(self.number + more, sizes) == 1)
+        # Moves between two of a kind, so that each kind visits every place.
 
-    def __getitem__(self, index: int) -> View:
+    def _keeps(self, static: Tensor, motion: Motion, every: int) -> bool:
+        """Whether the fields that do not change look the same after a motion."""
+        flips, shift = self._moved_by(motion, every)
+        view = View(False, tuple(axis for axis, times in enumerate(flips) if times % 2), shift, sum(flips) % 2 == 1)
+        return not len(static) or torch.allclose(self.see(static, view, change=True), static, atol=1e-3)
+
+    def _moved_by(self, motion: Motion, times: int) -> tuple[list[int], tuple[int, ...]]:
+        """How often a motion so many times mirrors each axis, and by how many cells it moves it."""
+        shift = tuple(int(times * share * size) for share, size in zip(motion.shift, self.lattice, strict=True))
+        return [mirrored * times for mirrored in motion.mirrored], shift
+
+    def at(self, index: int) -> View:
         """The view of a place in the order, which never ends."""
         turn, place = divmod(index, self.number)
         left = self.number - 1 - place // 2 if place % 2 else place // 2  # first and last are opposites, and so on
@@ -81,13 +107,16 @@ class Views(nn.Module):
         for order in self.orders:
             left, digit = divmod(left, order)
             times.append(digit)
-        flips, shift = [0] * len(self.lattice), self._moves(index + turn)
+        flips, shift = [0] * len(self.lattice), [0] * len(self.lattice)
         for axis, digit in zip(self.mirrors, times, strict=False):
             flips[axis] += digit
-        for motion, every, digit in zip(self.motions, self.every, times[len(times) - len(self.every) :], strict=True):
-            for axis, (mirrored, share) in enumerate(zip(motion.mirrored, motion.shift, strict=True)):
-                flips[axis] += mirrored * every * digit
-                shift[axis] += int(every * digit * share * self.lattice[axis])
+        step = index + turn * self.more
+        for axis, stride in zip(self.moved, self.strides, strict=False):
+            shift[axis] += step * stride // self.unit * self.unit if self.unit > 1 else step * stride
+        for (motion, every), digit in zip(self.motions, times[len(times) - len(self.motions) :], strict=True):
+            mirrored, cells = self._moved_by(motion, every * digit)
+            flips = [sum(pair) for pair in zip(flips, mirrored, strict=True)]
+            shift = [sum(pair) for pair in zip(shift, cells, strict=True)]
         return View(
             swapped=self.swaps and times[len(self.mirrors)] == 1,
             mirrored=tuple(axis for axis, number in enumerate(flips) if number % 2),
@@ -95,12 +124,13 @@ class Views(nn.Module):
             odd=sum(flips) % 2 == 1,
         )
 
-    def _moves(self, index: int) -> list[int]:
-        """Cells that each axis is moved by; odd strides visit every remainder of a token's width."""
-        cells = [0] * len(self.lattice)
-        for axis, stride in zip(self.moved, STRIDES, strict=False):
-            cells[axis] = index * (int(self.lattice[axis] * stride) | 1)
-        return cells
+    def of_step(self, number: int, count: int) -> tuple[View, int]:
+        """How a roll-out's step after `number` others sees the fields, and of how many views of that it is the mean.
+
+        These are at most as many as there are, and not all of them are those of the step before.
+        """
+        count = count if self.moved else min(count, self.number)
+        return self.at(number * count), count
 
     def see(
         self, u_hat: Float[Tensor, "*batch channel *grid"], view: View, *, change: bool = False
@@ -129,3 +159,11 @@ class Views(nn.Module):
             turned = -u_hat if change else -u_hat - 2 * self.middle
             u_hat = torch.where(self.odd, turned, u_hat)
         return u_hat
+
+
+def _stride(size: int, share: float) -> int:
+    """A share of a period in cells, such that its multiples visit every cell."""
+    stride = max(1, int(size * share))
+    while math.gcd(stride, size) > 1:
+        stride += 1
+    return stride

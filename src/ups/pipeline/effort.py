@@ -71,6 +71,7 @@ class Effort:
         sampler: by which members are drawn.
         sampler_steps: of a draw.
         corrector_every: steps of the operator between draws.
+        views: of the fields that a step of the operator is the mean over.
         of_distance: rows of a validation by the student's distance to its teacher; 0 where ensembles validate, and
             calibrate at the end: the student spreads as far as its teacher.
         validate_every: steps between validations.
@@ -81,6 +82,7 @@ class Effort:
     sampler: Literal["heun", "euler"]
     sampler_steps: int
     corrector_every: int = 1
+    views: int = 1
     of_distance: float = 0.0
     validate_every: int | Literal["auto"] = "auto"
 
@@ -88,10 +90,11 @@ class Effort:
     def of(cls, workspace: Workspace, objective: DiffusionObjective | DistillObjective, batch_size: int) -> Effort:
         """The work of a stage that trains by batches of so many windows."""
         settings, sizes = workspace.settings, objective.corrector.architecture
-        called, step = batch_size + CALL, 1.0 + 2 * (1 + BACKWARD)  # the operator; moments and flow with gradients
+        views = max(1, objective.steps.simulator.symmetrize)
+        called, step = batch_size + CALL, views + 2.0 * (1 + BACKWARD)  # the operator; moments and flow with gradients
         distance = 0.0
         if isinstance(objective, DistillObjective):
-            taught = 2 + objective.terms.teacher_steps * EVALUATIONS[sizes.sampler]  # operator, moments, and the path
+            taught = views + 1 + objective.terms.teacher_steps * EVALUATIONS[sizes.sampler]  # ..., moments, path
             step = taught + (2 + BACKWARD) * max(objective.terms.num_taus)  # the graph is made twice
             passes = DISTANCE_BATCHES * len(workspace.splits["valid"])
             distance = passes * (taught + len(objective.own_places())) * called
@@ -101,6 +104,7 @@ class Effort:
             sampler=sizes.sampler,
             sampler_steps=sizes.sampler_steps,
             corrector_every=settings.evaluation.corrector_every,
+            views=views,
             of_distance=distance,
             validate_every=settings.training.validate_every,
         )
@@ -111,11 +115,11 @@ class Effort:
         Before, both networks are called on the steps that show how long errors last.
         """
         calls = min(SAMPLER_CALLS, self.sampler_steps * EVALUATIONS[self.sampler])
-        passes = 1 + (1 + calls) / self.corrector_every
+        passes = self.views + (1 + calls) / self.corrector_every
         drawn = sum(
             min(size.frames, longest) * (size.members * min(size.samples, num) + CALL) for num, longest in self.rollouts
         )
-        return passes * drawn + 2 * (MEMORY + 1) * (MEMORY_WINDOWS + CALL) * len(self.rollouts)
+        return passes * drawn + (1 + self.views) * (MEMORY + 1) * (MEMORY_WINDOWS + CALL) * len(self.rollouts)
 
     def validations(self, steps: int) -> int:
         """How often a stage of so many steps is validated; where that is `auto`, seldom if its share allows no more."""
