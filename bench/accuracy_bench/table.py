@@ -13,6 +13,8 @@ from accuracy_bench.plot import draw_plot
 from accuracy_bench.results import Cell, Line, read_cells, read_lines, source_hash, stale
 from accuracy_bench.solvers import LINES, at_equal_error
 from accuracy_bench.summary import OURS, Cells, gather, nrmse, number, ratio, wanted
+from accuracy_bench.tasks import TASKS
+from ups.physics.equations import get_equation
 
 NOTES = """\
 nrmse of autoregressive roll-outs from one true frame to the end of the file, physical units, test trajectories: median
@@ -208,7 +210,9 @@ class Report:
                 told = [str(found["resolution"]), number(found["nrmse"]), number(found["seconds_per_trajectory"])]
                 told = [*told, f"{speed:.2g}"]
             rows.append([task, number(error), number(line["ups_seconds"]), *told])
-        rows += [[task, *["not measured"] * 6] for task in summary.ALL_TASKS if task not in self.solvers]
+        for task in (task for task in summary.ALL_TASKS if task not in self.solvers):
+            there = get_equation(TASKS[task].equation).has_solver
+            rows.append([task, *["not measured" if there else "no solver"] * 6])
         head = ["task", "ups", "s / roll-out", "solver: points per axis", "its nrmse", "its s", "speed-up of ups"]
         return markdown(head, rows)
 
