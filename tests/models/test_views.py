@@ -16,7 +16,7 @@ from ups.models.diffusion import DiffusionArchitecture
 from ups.models.emulator import TaskSpec
 from ups.models.simulator import Simulator
 from ups.models.step import static_fields
-from ups.models.views import PLAIN, View, Views
+from ups.models.views import PLAIN, Members, View, Views
 from ups.physics.equations import EQUATIONS, get_equation
 from ups.training.diffusion import ResidualSteps, fit_memory, fit_scales
 
@@ -212,7 +212,7 @@ def test_a_correction_is_made_in_the_view_of_its_step() -> None:
     views, normalizer = simulator.physics[task].views, simulator.normalizers[task]
     u, met = torch.randn(2, 1, 1, 16, generator=torch.Generator().manual_seed(0)), []
 
-    def correct(u_hat: Tensor, u_next: Tensor, view: View) -> Tensor:
+    def correct(u_hat: Tensor, u_next: Tensor, view: View | Members) -> Tensor:
         met.append((u_hat, u_next, view))
         return u_next
 
@@ -222,6 +222,26 @@ def test_a_correction_is_made_in_the_view_of_its_step() -> None:
         assert view == views.at(number)
         torch.testing.assert_close(u_hat[:, 0], views.see(states[:, number], view), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(u_next, views.see(states[:, number + 1], view), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_each_member_sees_views_of_its_own() -> None:
+    task, members = "burgers1d", 3
+    simulator, met = make_simulator(task, 1), []
+    views, normalizer = simulator.physics[task].views, simulator.normalizers[task]
+    u = torch.randn(2, 1, 1, 16, generator=torch.Generator().manual_seed(0)).repeat(members, 1, 1, 1)
+
+    def correct(u_hat: Tensor, u_next: Tensor, view: View | Members) -> Tensor:
+        met.append((u_hat, view))
+        return u_next
+
+    z = simulator.rollout_latent(u, 3, correct=correct, members=members, **call(task, 2 * members))
+    states = normalizer(torch.cat([u, simulator.decode(z, task=task)], dim=1))
+    for number, (u_hat, view) in enumerate(met):
+        assert view == tuple(views.at(number + member) for member in range(members))
+        for member, seen in enumerate(u_hat[:, 0].chunk(members)):
+            state = states[:, number].chunk(members)[member]
+            torch.testing.assert_close(seen, views.see(state, views.at(number + member)), atol=1e-5, rtol=1e-5)
 
 
 def test_errors_that_lie_as_the_field_is_seen_are_forgotten() -> None:

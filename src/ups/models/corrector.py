@@ -33,7 +33,7 @@ from ups.models.emulator import TaskSpec
 from ups.models.layers import ModuleMap, full_precision
 from ups.models.noise import MEMORY, NoiseSeries
 from ups.models.step import Physics
-from ups.models.views import PLAIN, View
+from ups.models.views import PLAIN, Members, View
 
 
 class ResidualScale(nn.Module):
@@ -184,7 +184,7 @@ class Corrector(nn.Module):
         noise: NoiseSeries,
         *,
         student: bool = True,
-        view: View = PLAIN,
+        view: View | Members = PLAIN,
     ) -> Float[Tensor, "batch channel *grid"]:
         """The operator's normalised prediction with a sample of its error added; one step of the noise's series.
 

@@ -26,10 +26,10 @@ from ups.models.lowpass import low_pass
 from ups.models.noise import NoiseSeries
 from ups.models.operator import LatentOperator
 from ups.models.step import StepEmulator
-from ups.models.views import View
+from ups.models.views import Members, View
 from ups.physics.guards import Guards
 
-Correct = Callable[[Tensor, Tensor, View], Tensor]
+Correct = Callable[[Tensor, Tensor, View | Members], Tensor]
 """(normalised context, normalised prediction, the view that both are seen in) -> corrected prediction."""
 
 CODEC_FRAMES = 4096  # frames that a lossy codec's principal components are taken of, at most
@@ -192,6 +192,7 @@ class Simulator(StepEmulator):
         correct: Correct | None = None,
         start: Float[Tensor, "batch channel *grid"] | None = None,
         number: int | None = None,
+        members: int = 1,
     ) -> Float[Tensor, "batch latent *tokens"]:
         """G: the latents `dt` after the last of `z`.
 
@@ -199,9 +200,10 @@ class Simulator(StepEmulator):
             correct: what becomes of the operator's prediction before it is encoded; None leaves it.
             start: normalised frame whose integrals a guard keeps; None takes the last of `z`.
             number: of steps before it in the roll-out; see `look`.
+            members: of an ensemble that `z` holds, one after the other.
         """
         codec, guards, views = self.codecs[task], self.guards[task], self.physics[task].views
-        view, count = self.look(task, number)
+        view, count = self.look(task, number, members)
         with full_precision(z):
             u_hat = codec.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
             seen = views.see(u_hat, view)
@@ -246,6 +248,7 @@ class Simulator(StepEmulator):
         params: Tensor,
         mode: str = "latent",
         correct: Correct | None = None,
+        members: int = 1,
     ) -> Float[Tensor, "batch steps latent *tokens"]:
         """Latents of `steps` steps after the context frames; mode `physical` decodes and encodes again after each."""
         self.check(context, task, dt)
@@ -253,7 +256,9 @@ class Simulator(StepEmulator):
         start = self.normalizers[task](context[:, -1])
         for number in range(steps):
             now = correct if (number + 1) % self.architecture.corrector_every == 0 else None
-            z_next = self.advance(z, task=task, dt=dt, params=params, correct=now, start=start, number=number)[:, None]
+            z_next = self.advance(
+                z, task=task, dt=dt, params=params, correct=now, start=start, number=number, members=members
+            )[:, None]
             latents.append(z_next)
             if mode == "physical":
                 z_next = self.encode(self.decode(z_next, task=task), task=task)
@@ -302,10 +307,12 @@ class Simulator(StepEmulator):
         features = self.normalizers[task].features(dt, params)
         noise = self.corrector.noise(task, rng, self.architecture.corrector_every)
         correct = partial(self._corrected, task=task, features=features, noise=noise)
-        return self.rollout_latent(context, steps, task=task, dt=dt, params=params, mode=mode, correct=correct)
+        return self.rollout_latent(
+            context, steps, task=task, dt=dt, params=params, mode=mode, correct=correct, members=members
+        )
 
     def _corrected(
-        self, u_hat: Tensor, u_next: Tensor, view: View, *, task: str, features: Tensor, noise: NoiseSeries
+        self, u_hat: Tensor, u_next: Tensor, view: View | Members, *, task: str, features: Tensor, noise: NoiseSeries
     ) -> Tensor:
         assert self.corrector is not None
         return self.corrector.correct(task, self.physics[task], u_hat, u_next, features, noise, view=view)

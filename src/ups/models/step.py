@@ -22,7 +22,7 @@ from ups.models.frame import MovingFrame
 from ups.models.layers import ModuleMap, full_precision
 from ups.models.propagator import LinearPropagator
 from ups.models.rest import Rest
-from ups.models.views import PLAIN, View, Views
+from ups.models.views import PLAIN, Members, View, Views
 from ups.physics.equations import get_equation
 
 LINEAR_PAYS = 0.5
@@ -167,14 +167,17 @@ class StepEmulator(Emulator):
         """Views of the field that each step of a roll-out is the mean over."""
         return self._symmetrize
 
-    def look(self, task: str, number: int | None) -> tuple[View, int]:
+    def look(self, task: str, number: int | None, members: int = 1) -> tuple[View | Members, int]:
         """How a roll-out's step after `number` others sees the fields, and of how many views of that it is the mean.
 
-        None is a step of training, which sees them as they are: its augmentation has moved them.
+        None is a step of training, which sees them as they are: its augmentation has moved them. Members of an ensemble
+        each see them in another view, a step ahead of the one before: so their mean is one over views, too.
         """
         if number is None or not self.symmetrize:
             return PLAIN, 1
-        return self.physics[task].views.of_step(number, self.symmetrize)
+        views = self.physics[task].views
+        seen, counts = zip(*(views.of_step(number + ahead, self.symmetrize) for ahead in range(members)), strict=True)
+        return seen if members > 1 else seen[0], counts[0]
 
     def advance_normalized(
         self,

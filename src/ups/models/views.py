@@ -40,6 +40,9 @@ class View:
     odd: bool
 
 
+Members = tuple[View, ...]
+"""The view of each member of an ensemble, whose samples follow each other in a batch, one member after the other."""
+
 PLAIN = View(False, (), (), False)
 """The field as it is."""
 
@@ -133,9 +136,12 @@ class Views(nn.Module):
         return self.at(number * count), count
 
     def see(
-        self, u_hat: Float[Tensor, "*batch channel *grid"], view: View, *, change: bool = False
+        self, u_hat: Float[Tensor, "*batch channel *grid"], view: View | Members, *, change: bool = False
     ) -> Float[Tensor, "*batch channel *grid"]:
         """Normalised fields as a view shows them; or, with `change`, differences of such fields."""
+        if isinstance(view, tuple):
+            parts = zip(u_hat.chunk(len(view)), view, strict=True)
+            return torch.cat([self.see(part, one, change=change) for part, one in parts])
         first = u_hat.ndim - len(self.lattice)
         if view.swapped:
             u_hat = u_hat.mT
@@ -143,9 +149,12 @@ class Views(nn.Module):
         return u_hat.roll(view.shift, tuple(range(first, u_hat.ndim))) if any(view.shift) else u_hat
 
     def back(
-        self, u_hat: Float[Tensor, "*batch channel *grid"], view: View, *, change: bool = False
+        self, u_hat: Float[Tensor, "*batch channel *grid"], view: View | Members, *, change: bool = False
     ) -> Float[Tensor, "*batch channel *grid"]:
         """What `see` shows so."""
+        if isinstance(view, tuple):
+            parts = zip(u_hat.chunk(len(view)), view, strict=True)
+            return torch.cat([self.back(part, one, change=change) for part, one in parts])
         first = u_hat.ndim - len(self.lattice)
         if any(view.shift):
             u_hat = u_hat.roll([-cells for cells in view.shift], tuple(range(first, u_hat.ndim)))
