@@ -111,7 +111,7 @@ def test_a_first_run_is_not_promoted_until_it_may_be_and_a_second_must_be_better
         folder.name: "was champion",
         second.run_dir.name: "not promoted",
     }
-    assert run(burgers, lossy[1]).messages == third.messages, "it is not judged against itself"
+    assert run(burgers, *lossy[1:]).messages == third.messages, "it is not judged against itself"
     beaten = run(burgers, *lossy, "gates.first_champion=true")
     assert not beaten.passed
     assert any("does not beat the champion's" in message for message in beaten.messages)
