@@ -184,7 +184,7 @@ def table(arguments: argparse.Namespace) -> None:
         "57d8ce0 a calibration saw half or a quarter of the trajectories, and samples spread less than the teacher's.",
         "On diffusion_reaction2d, lines before 85c6714 have a noisier linear base; of that commit's, seeds 0 and 2",
         "were scored from saved models, not in the process that trained them. Before eaa8154 no step saw the fields in",
-        "another view (`operator.symmetrize`), and in that commit all members saw the same ones. A row is made again by",
+        "another view (`operator.symmetrize`), in it all members saw the same ones. A row is made again by",
         "`run` with its `--tasks`, `--seconds`, `--members` and `--seeds 0 1 2`.",
         "The operator alone has the first of the seconds; what the others would bring to it is not measured. In some",
         "hours a second bought twice as many steps as in others (`stages.jsonl` has them).",
