@@ -170,6 +170,10 @@ def test_without_spread_all_members_are_the_corrected_mean() -> None:
     simulator.corrector.widen(1.0)
     normal = roll(simulator, context, steps=1)
     torch.testing.assert_close(wide - found, 2 * (normal - found), atol=1e-5, rtol=1e-3)
+    simulator.corrector.widen(0.0)
+    simulator.architecture = replace(simulator.architecture, symmetrize=1)
+    apart = roll(simulator, context, steps=1)
+    assert (apart[0] - apart[1]).abs().max() > 1e-4, "each member sees a view of its own"
 
 
 def test_only_every_so_many_steps_are_corrected() -> None:
