@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 import torch
 from tests.layouts import write_task
@@ -25,7 +26,7 @@ from ups.health import Finding
 from ups.models.simulator import Simulator
 from ups.models.store import load_model
 from ups.pipeline.effort import EnsembleSize
-from ups.pipeline.ensembles import compare_student, ensemble_error, operator_error
+from ups.pipeline.ensembles import compare_student, ensemble_error, operator_error, ratio_of_means
 from ups.pipeline.rollout import rollout_file
 from ups.pipeline.run import open_workspace, train_pipeline
 from ups.runtime import SilentProgress
@@ -160,11 +161,14 @@ def test_a_stage_by_either_name(burgers: Path) -> None:
     assert load_settings(burgers).stages.diff_residual.steps == 8
 
 
-@pytest.mark.parametrize(("factor", "said"), [(1.05, False), (1.5, True), (math.inf, None)])
+@pytest.mark.parametrize(
+    ("factors", "said"),
+    [((1.0, 1.1), False), ((1.4, 1.6), True), ((1.5,), True), ((0.5, 2.5), False), ((math.inf, 1.0), None)],
+)
 def test_a_student_is_compared_with_its_teacher_on_validation_ensembles(
-    burgers: Path, monkeypatch: pytest.MonkeyPatch, factor: float, said: bool | None
+    burgers: Path, monkeypatch: pytest.MonkeyPatch, factors: tuple[float, ...], said: bool | None
 ) -> None:
-    """What it is worse by is told; the teacher's score is of draws without the student, which is there afterwards."""
+    """What it is clearly worse by is told; the teacher's scores are without the student, which is there afterwards."""
     told = Told()
     workspace = open_workspace(load_settings(burgers), told)
     simulator = workspace.new_simulator()
@@ -173,18 +177,29 @@ def test_a_student_is_compared_with_its_teacher_on_validation_ensembles(
     student = simulator.corrector.add_student()
     drawn_by: list[object] = []
 
-    def scored(_workspace: object, found: Simulator, size: EnsembleSize) -> float:
+    def scored(_workspace: object, found: Simulator, size: EnsembleSize) -> list[list[float]]:
         assert found.corrector is not None
         assert size == EnsembleSize(2, 4, 5)
         drawn_by.append(found.corrector.student)
-        return 0.1 * (factor if found.corrector.student is not None else 1.0)
+        return [[0.1 * (factor if found.corrector.student is not None else 1.0) for factor in factors]]
 
-    monkeypatch.setattr("ups.pipeline.ensembles.ensemble_error", scored)
+    monkeypatch.setattr("ups.pipeline.ensembles.ensemble_errors", scored)
     with pytest.raises(DivergedError) if said is None else nullcontext():
         compare_student(workspace, simulator, EnsembleSize(2, 4, 5))
     assert drawn_by == [student, None]
     assert simulator.corrector.student is student
     assert any("worse than its teacher's by 50%" in line for line in told.lines) == bool(said)
+
+
+def test_the_ratio_of_two_means_and_its_deviation() -> None:
+    """As far as the ratios of many samples are from each other."""
+    rng = np.random.default_rng(0)
+    others = rng.uniform(1.0, 3.0, (4000, 2, 30))
+    scores = 0.9 * others + rng.normal(0, 0.3, others.shape)
+    found = [ratio_of_means(one.tolist(), other.tolist()) for one, other in zip(scores, others, strict=True)]
+    ratios, deviations = np.array(found).T
+    assert ratios.mean() == pytest.approx(0.9, rel=1e-3)
+    assert deviations.mean() == pytest.approx(ratios.std(), rel=0.05)
 
 
 def test_a_stage_alone_trains_those_before_it(burgers: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from statistics import fmean, pvariance
 
 import numpy as np
@@ -130,7 +130,7 @@ def calibrate(workspace: Workspace, stage: str, simulator: Simulator, steps: Res
 
 
 def compare_student(workspace: Workspace, simulator: Simulator, size: EnsembleSize) -> None:
-    """Says how good the student's validation ensembles are beside its teacher's, and where they are worse.
+    """Says how good the student's validation ensembles are beside its teacher's, and where they are clearly worse.
 
     Raises:
         DivergedError: the student's ensembles are not finite.
@@ -139,21 +139,39 @@ def compare_student(workspace: Workspace, simulator: Simulator, size: EnsembleSi
     assert corrector is not None
     simulator.eval()
     progress.start("compare consistency_distill", unit="ensembles")
-    found = ensemble_error(workspace, simulator, size)
+    own = ensemble_errors(workspace, simulator, size)
     progress.update(1)
     student, corrector.student = corrector.student, None
     try:
-        teacher = ensemble_error(workspace, simulator, size)
+        teacher = ensemble_errors(workspace, simulator, size)
     finally:
         corrector.student = student
-    progress.finish(f"validation CRPS {found / teacher:.3g} times the teacher's ({size})")
-    if not math.isfinite(found):
+    if not all(map(math.isfinite, chain.from_iterable(own))):
         raise DivergedError("the student's validation ensembles diverged; train it longer, or lower its rate")
-    if found > WORSE * teacher:
+    ratio, deviation = ratio_of_means(own, teacher)
+    progress.finish(f"validation CRPS {ratio:.3g} (+- {deviation:.2g}) times the teacher's ({size})")
+    if ratio > WORSE and not ratio - deviation <= 1:
         progress.say(
-            f"consistency_distill: the student's ensembles are worse than its teacher's by {found / teacher - 1:.0%} "
+            f"consistency_distill: the student's ensembles are worse than its teacher's by {ratio - 1:.0%} "
             "of their CRPS; give the stage a larger budget, or leave it out (stages.consistency_distill.epochs=0)"
         )
+
+
+def ratio_of_means(scores: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """How many times the other scores these are, by their means over tasks and trajectories, and how uncertain that is.
+
+    The deviation is that of the ratio estimator over paired trajectories (Cochran 1977, Sampling Techniques, section
+    2.11), not a number where a task has one trajectory.
+
+    Args:
+        scores, others: of the same trajectories, task by task.
+    """
+    whole, variance = fmean(map(fmean, others)), 0.0
+    ratio = fmean(map(fmean, scores)) / whole
+    for each, other in zip(scores, others, strict=True):
+        left = [one - ratio * its for one, its in zip(each, other, strict=True)]
+        variance += pvariance(left) / (len(left) - 1) if len(left) > 1 else math.nan
+    return ratio, math.sqrt(variance) / len(scores) / whole
 
 
 def trusted_widening(scores: Mapping[float, Sequence[float]]) -> float:
