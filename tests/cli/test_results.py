@@ -84,7 +84,7 @@ def test_rollout_and_report_print_what_they_wrote(cli: Ups, stand_in: Any) -> No
     assert cli("rollout", "runs/x", "in.h5", "--steps", "3", "--out", "out.h5").out == "out.h5\n"
     assert calls[0][0][:-1] == (Path("runs/x"), Path("in.h5"), 3, Path("out.h5"), None, None, 0)
     assert isinstance(calls[0][0][-1], LineProgress)
-    assert calls[0][1] == {"mode": None, "guards": None, "corrector_every": None, "device": None}
+    assert calls[0][1] == dict.fromkeys(("mode", "guards", "corrector_every", "views", "device"))
     assert cli("rollout", "runs/x", "in.h5", "--steps", "0", "--out", "out.h5").code == 2
     stand_in("ups.evaluation.report", "write_report", Path("runs/x/report.html"))
     assert cli("report", "runs/x").out == "runs/x/report.html\n"
@@ -95,13 +95,15 @@ def test_rollout_takes_guards_corrections_and_mode(cli: Ups, stand_in: Any) -> N
     calls = stand_in("ups.pipeline.rollout", "rollout_file")
     rollout = ("rollout", "runs/x", "in.h5", "--steps", "3", "--out", "out.h5")
     guards = ("--guard", "conservation", "--guard", "positivity")
-    assert cli(*rollout, *guards, "--corrector-every", "2", "--mode", "physical").code == 0
-    asked = {"mode": "physical", "guards": ("conservation", "positivity"), "corrector_every": 2, "device": None}
-    assert calls[0][1] == asked
+    assert cli(*rollout, *guards, "--corrector-every", "2", "--views", "4", "--mode", "physical").code == 0
+    asked = {"mode": "physical", "guards": ("conservation", "positivity"), "corrector_every": 2, "views": 4}
+    assert calls[0][1] == {**asked, "device": None}
     assert cli(*rollout, "--no-guards", "--device", "cuda").code == 0
     assert calls[1][1]["device"] == "cuda"
     assert calls[1][1]["guards"] == ()
-    for wrong in (("--guard", "mass"), ("--corrector-every", "0"), ("--mode", "fourier"), (*guards, "--no-guards")):
+    for wrong in (("--guard", "mass"), ("--corrector-every", "0"), ("--views", "-1")):
+        assert cli(*rollout, *wrong).code == 2
+    for wrong in (("--mode", "fourier"), (*guards, "--no-guards")):
         assert cli(*rollout, *wrong).code == 2
     assert len(calls) == 2
 

@@ -115,6 +115,31 @@ def test_corrections_are_made_as_often_as_a_rollout_asks() -> None:
     assert torch.equal(ask(seldom, 6, members=2, corrector_every=1), ask(often, 6, members=2))
 
 
+def test_a_step_is_the_mean_over_as_many_views_as_a_rollout_asks() -> None:
+    simulator = make_guarded()
+    for trained in (1, 2):
+        simulator.architecture = replace(simulator.architecture, symmetrize=trained)
+        drawn = {
+            views: (ask(simulator, 3, views=views), ask(simulator, 3, members=2, views=views)) for views in (0, 1, 2)
+        }
+        for views, found in drawn.items():
+            other = make_guarded()
+            other.architecture = replace(other.architecture, symmetrize=views)
+            assert torch.equal(found[0], ask(other, 3))
+            assert torch.equal(found[1], ask(other, 3, members=2))
+        assert not torch.equal(drawn[1][0], drawn[2][0])
+        assert not torch.equal(drawn[0][0], drawn[1][0])
+        assert torch.equal(ask(simulator, 3), drawn[trained][0])
+
+
+def test_a_model_that_may_have_seen_no_other_view_is_not_shown_any() -> None:
+    simulator = make_guarded()
+    simulator.architecture = replace(simulator.architecture, symmetrize=0)
+    assert torch.equal(ask(simulator, 3, views=0), ask(simulator, 3))
+    with pytest.raises(UsageError, match=r"views is 2, but .*operator\.symmetrize 0"):
+        ask(simulator, 3, views=2)
+
+
 def test_a_rollout_stays_in_latent_space_unless_asked() -> None:
     """They differ where decoding does not undo encoding; there no guard would be exact."""
     simulator, context = make_guarded(), make_context()
@@ -140,6 +165,7 @@ def test_a_rollout_stays_in_latent_space_unless_asked() -> None:
         ({"guards": ["boundary"]}, "nothing for it in burgers1d: its domain is periodic"),
         ({"corrector_every": 2}, "give members too"),
         ({"corrector_every": 0, "members": 2}, "corrector_every is 0; it must be at least 1"),
+        ({"views": -1}, "views is -1; it must be at least 0"),
         ({"mode": "fourier"}, "must be latent or physical"),
     ],
 )
@@ -150,6 +176,6 @@ def test_a_switch_that_does_not_exist_is_refused(switches: dict[str, Any], said:
 
 def test_baselines_have_no_switches() -> None:
     surrogate = Surrogate(make_baseline("persistence", make_guarded().tasks), torch.device("cpu"))
-    for switch in ({"guards": ()}, {"mode": "latent"}):
+    for switch in ({"guards": ()}, {"mode": "latent"}, {"views": 2}):
         with pytest.raises(UsageError, match=f"{next(iter(switch))}: 'persistence' is no latent simulator"):
             surrogate.rollout(make_context(), 1, **switch)

@@ -226,6 +226,10 @@ def rollout(
     corrector_every: Annotated[
         int | None, typer.Option(min=1, metavar="K", help="Correct members at every K-th step. Default: as trained.")
     ] = None,
+    views: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Mirrored and moved views a step is the mean over. Default: as trained."),
+    ] = None,
     mode: Annotated[
         ModeChoice | None,
         typer.Option(help="Stay in latent space between steps, or decode and encode. Default: as evaluated."),
@@ -246,6 +250,7 @@ def rollout(
             mode=mode and mode.value,
             guards=() if no_guards else tuple(one.value for one in guard) if guard else None,
             corrector_every=corrector_every,
+            views=views,
             device=device and device.value,
         )  # fmt: skip
     typer.echo(str(out))

@@ -99,15 +99,22 @@ class Simulator(StepEmulator):
 
     @contextmanager
     def switched(
-        self, task: str, *, guards: tuple[str, ...] | None = None, corrector_every: int | None = None
+        self,
+        task: str,
+        *,
+        guards: tuple[str, ...] | None = None,
+        corrector_every: int | None = None,
+        views: int | None = None,
     ) -> Iterator[None]:
-        """Inside, a task's steps end with these guards and ensembles are corrected so often; None leaves either."""
+        """Inside, a task's steps end with these guards, ensembles are corrected so often, and a step is the mean over
+        so many views, 0 for the field as it is; None leaves each."""
         before = self.guards, self.architecture
+        sizes = {"corrector_every": corrector_every, "symmetrize": views}
         try:
             if guards is not None:
                 self.guards = {**self.guards, task: self._guards_of(task, guards)}
-            if corrector_every is not None:
-                self.architecture = replace(self.architecture, corrector_every=corrector_every)
+            given: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}
+            self.architecture = replace(self.architecture, **given)
             yield
         finally:
             self.guards, self.architecture = before

@@ -70,6 +70,7 @@ class Surrogate:
         mode: str | None = None,
         guards: Sequence[str] | None = None,
         corrector_every: SupportsIndex | None = None,
+        views: SupportsIndex | None = None,
         extrapolate: bool = False,
     ) -> Float[Tensor, "*member batch steps channel *where"]:
         """Rolls the model out from initial fields, in physical units.
@@ -88,6 +89,9 @@ class Surrogate:
             guards: projections that every step ends with, of `conservation`, `positivity`, `divergence` and
                 `boundary`; () is none of them, None those that the model was trained with.
             corrector_every: steps between corrections of an ensemble's members; None is as trained.
+            views: of the field that a step is the mean over (`operator.symmetrize`): more take as many times as long
+                and are nearer where a symmetry is what the network lacks; 0 sees fields as they are, None is as
+                trained.
             extrapolate: let parameters lie outside the range trained on.
 
         Returns:
@@ -106,7 +110,8 @@ class Surrogate:
                 )
         steps = _count("steps", steps)
         spec = self.spec(task)
-        self._check_switches(spec, mode=mode, guards=guards, corrector_every=corrector_every, draws=members is not None)
+        asked = {"mode": mode, "guards": guards, "corrector_every": corrector_every, "views": views}
+        self._check_switches(spec, asked, draws=members is not None)
         context = self._tensor("u0", u0)
         given = tuple(context.shape)
         if given[:1] == (0,):
@@ -134,7 +139,8 @@ class Surrogate:
         if isinstance(self.emulator, Simulator):
             chosen = None if guards is None else tuple(guards)
             every = None if corrector_every is None else _count("corrector_every", corrector_every)
-            switches = self.emulator.switched(spec.name, guards=chosen, corrector_every=every)
+            seen = None if views is None else self._views(views, self.emulator.symmetrize)
+            switches = self.emulator.switched(spec.name, guards=chosen, corrector_every=every, views=seen)
         with switches:
             if members is not None:
                 rng = torch.Generator().manual_seed(seed)
@@ -149,11 +155,9 @@ class Surrogate:
             z = self.emulator.rollout_latent(context, steps, **arguments)
             return self.emulator.decode_at(z, where, task=spec.name)
 
-    def _check_switches(
-        self, spec: TaskSpec, *, mode: str | None, guards: Any, corrector_every: Any, draws: bool
-    ) -> None:
+    def _check_switches(self, spec: TaskSpec, asked: Mapping[str, Any], *, draws: bool) -> None:
         """Refuses what cannot be switched in a roll-out."""
-        asked = {"mode": mode, "guards": guards, "corrector_every": corrector_every}
+        mode, guards = asked["mode"], asked["guards"]
         given = [name for name, value in asked.items() if value is not None]
         if given and not isinstance(self.emulator, Simulator):
             why = f"{spec.name} has no time" if spec.steady else f"'{self.emulator.name}' is no latent simulator"
@@ -165,8 +169,19 @@ class Surrogate:
         unknown = [name for name in guards or () if name not in GUARDS]
         if unknown:
             raise UsageError(f"guards: there is no '{unknown[0]}'; the guards are {', '.join(GUARDS)}")
-        if corrector_every is not None and not draws:
+        if asked["corrector_every"] is not None and not draws:
             raise UsageError("corrector_every: only the members of an ensemble are corrected; give members too")
+
+    @staticmethod
+    def _views(views: SupportsIndex, trained: int) -> int:
+        """The number of views of a step, of a model that was trained with so many."""
+        number = _count("views", views, least=0)
+        if number and not trained:
+            raise UsageError(
+                f"views is {number}, but this model sees fields only as they are (operator.symmetrize 0): it may never "
+                "have been shown other views; leave views out"
+            )
+        return number
 
     def _tensor(self, name: str, values: Array | float, dtype: torch.dtype = torch.float32) -> Tensor:
         """What a user gave, as real numbers on the model's device."""
@@ -229,14 +244,14 @@ class Surrogate:
         return where
 
 
-def _count(name: str, value: SupportsIndex) -> int:
-    """A whole number from 1 on."""
+def _count(name: str, value: SupportsIndex, least: int = 1) -> int:
+    """A whole number from `least` on."""
     try:
         count = operator.index(value)
     except TypeError as error:
         raise UsageError(f"{name} is {value!r}; it must be a whole number") from error
-    if count < 1:
-        raise UsageError(f"{name} is {count}; it must be at least 1")
+    if count < least:
+        raise UsageError(f"{name} is {count}; it must be at least {least}")
     return count
 
 

@@ -42,6 +42,7 @@ def rollout_file(
     mode: str | None = None,
     guards: Sequence[str] | None = None,
     corrector_every: int | None = None,
+    views: int | None = None,
     device: str | None = None,
 ) -> None:
     """Rolls the model of `run` out from the first frames of every trajectory of `source`, and writes `out`.
@@ -58,6 +59,7 @@ def rollout_file(
         mode: `latent` or `physical`; None is as the run was evaluated.
         guards: instead of those that the model was trained with; () is none of them.
         corrector_every: steps between corrections of an ensemble's members, instead of those trained with.
+        views: that a step is the mean over, instead of those trained with.
         device: to compute on, `auto`, `cpu` or `cuda`; None takes the run's own.
 
     Raises:
@@ -93,6 +95,7 @@ def rollout_file(
                     mode=mode,
                     guards=guards,
                     corrector_every=corrector_every,
+                    views=views,
                     extrapolate=True,  # a file's parameters are what they are
                 ).cpu()
             )
