@@ -27,7 +27,7 @@ from ups.pipeline.effort import (
     EnsembleSize,
     expected_steps,
 )
-from ups.pipeline.ensembles import WIDENINGS, best_widening, trusted_widening
+from ups.pipeline.ensembles import NARROWEST, WIDENINGS, best_widening, trusted_widening
 from ups.pipeline.run import open_workspace
 from ups.pipeline.train import fit_closed_form
 from ups.pipeline.validation import validation_of
@@ -59,16 +59,18 @@ def test_more_training_is_validated_by_larger_ensembles_up_to_all_there_are_to_b
 
 def test_ensembles_are_the_largest_that_their_share_has_room_for() -> None:
     steps = 500
-    for size, sizes, share, times in (
-        (FULL.choice(steps), CHOICE, CHOICE_SHARE, FULL.validations(steps)),
-        (FULL.calibration(steps), CALIBRATION, CALIBRATION_SHARE, TRIALS),
+
+    def of_choice(size: EnsembleSize) -> float:
+        return FULL.validations(steps) * FULL.of_ensembles(size)
+
+    for size, sizes, share, rows in (
+        (FULL.choice(steps), CHOICE, CHOICE_SHARE, of_choice),
+        (FULL.calibration(steps), CALIBRATION, CALIBRATION_SHARE, FULL.of_calibration),
     ):
         room = share * steps * FULL.of_step
-        assert times * FULL.of_ensembles(size) <= room
+        assert rows(size) <= room
         larger = [EnsembleSize(*one, 100) for one in sizes] + [replace(size, frames=size.frames + 1)]
-        assert all(
-            times * FULL.of_ensembles(one) > room for one in larger if FULL.of_ensembles(one) > FULL.of_ensembles(size)
-        )
+        assert all(rows(one) > room for one in larger if rows(one) > rows(size))
 
 
 def test_roll_outs_shorter_than_the_fewest_frames_are_taken_whole() -> None:
@@ -95,23 +97,38 @@ def test_an_ensemble_costs_what_its_networks_are_called_for() -> None:
     size = replace(effort.calibration(10**9), members=4)
     assert effort.of_ensembles(size) == 10 * (28 + 6) * (1 + 1 + 2 * 2) + 2 * 4 * (16 + 6)
     assert replace(effort, sampler="euler").of_ensembles(size) == 10 * (28 + 6) * (1 + 1 + 2) + 2 * 4 * (16 + 6)
-    assert replace(effort, sampler_steps=16).of_ensembles(size) == 10 * (28 + 6) * (1 + 1 + 5) + 2 * 4 * (16 + 6)
+    many = replace(effort, sampler_steps=16)
+    assert many.of_ensembles(size) == 10 * (28 + 6) * (1 + 1 + 5) + 2 * 4 * (16 + 6)
+    assert many.of_ensembles(size, drawn=False) == 10 * (28 + 6) * (1 + 1) + 2 * 4 * (16 + 6)
+    assert many.of_calibration(size) == many.of_ensembles(size, drawn=False) + TRIALS * many.of_ensembles(size)
 
 
-@pytest.mark.parametrize("error", [0.6, 1.0, 1.7, 3.0])
-def test_samples_spread_as_far_as_the_errors_do_whatever_the_noise_of_the_scores(error: float) -> None:
-    rng = torch.Generator().manual_seed(0)
-    truth, draws = error * torch.randn(1, 1, 1, 200000, generator=rng), torch.randn(4, 1, 1, 1, 200000, generator=rng)
-    scores = {widen: float(fair_crps(widen * draws, truth).mean()) for widen in WIDENINGS}
-    assert best_widening(scores) == pytest.approx(error, rel=0.05)
-    noisy = {widen: score * (1.02 if number % 2 else 0.98) for number, (widen, score) in enumerate(scores.items())}
-    assert best_widening(noisy) == pytest.approx(error, rel=0.35)
-    assert len(WIDENINGS) == TRIALS
+@pytest.mark.parametrize("apart", [0.0, 0.5])
+@pytest.mark.parametrize("error", [0.7, 1.0, 1.7, 2.6])
+def test_samples_spread_as_far_as_the_errors_do_whatever_the_noise_of_the_scores(error: float, apart: float) -> None:
+    """Beside what sets members apart without them."""
+    rng, shape = torch.Generator().manual_seed(0), (4, 1, 1, 1, 200000)
+    truth, views, draws = (torch.randn(shape, generator=rng) for _ in range(3))
+    scores = {w: float(fair_crps(apart * views + w * draws, error * truth[0]).mean()) for w in WIDENINGS}
+    wanted = math.sqrt(error**2 - apart**2)
+    assert best_widening(scores) == pytest.approx(wanted, rel=0.05)
+    noisy = {widen: score * (1.01 if number % 2 else 0.99) for number, (widen, score) in enumerate(scores.items())}
+    assert best_widening(noisy) == pytest.approx(wanted, rel=0.4)
+    assert len(WIDENINGS) == TRIALS + 1
+
+
+def test_members_that_other_things_set_apart_far_enough_are_hardly_drawn_for() -> None:
+    """But never for nothing: on another task, nothing else may set them apart."""
+    scores = {w: [math.sqrt(2 * (w**2 + 1.2 + 2)) - math.sqrt(w**2 + 1.2)] * 6 for w in WIDENINGS}
+    assert trusted_widening(scores) == pytest.approx(math.sqrt(2 - 1.2), rel=0.1)
+    scores = {w: [math.sqrt(2 * (w**2 + 1.2 + t)) - math.sqrt(w**2 + 1.2) for t in (0.6, 0.8, 1.1)] for w in WIDENINGS}
+    assert trusted_widening(scores) == pytest.approx(NARROWEST)
 
 
 def test_ensembles_that_diverge_do_not_count_in_how_far_samples_spread() -> None:
     scores = {widen: math.sqrt(2 * (widen**2 + 1)) - widen for widen in WIDENINGS}
     assert best_widening({**scores, 2.8: math.inf}) == pytest.approx(1.0, rel=0.02)
+    assert best_widening({**scores, 2.0: math.inf}) == pytest.approx(1.0, rel=0.05)
     assert best_widening(dict.fromkeys(WIDENINGS, math.inf) | {1.4: 1.0}) == 1.4
     apart = {0.5: [2.0, 2.0], 1.0: [math.inf, 3.0], 2.0: [math.inf, math.inf]}
     assert trusted_widening(apart) == 0.5, "as trained, they diverge"

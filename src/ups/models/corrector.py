@@ -141,17 +141,20 @@ class Corrector(nn.Module):
     def draw(
         self, condition: Condition, noise: NoiseSeries, *, steps: int | None = None, student: bool = True
     ) -> Float[Tensor, "batch channel *grid"]:
-        """Samples of r, by the student where there is one and `student` asks for it.
+        """Samples of r, by the student where there is one and `student` asks for it; the mean where none spread.
 
         Args:
             steps: of the sampler; None takes the architecture's.
         """
+        widen = self.scales[condition.task].widen
+        if not bool(widen):
+            return condition.mean
         if student and self.student is not None:
             xi = self._jump(condition, noise, steps or self.architecture.student_steps)
         else:
             times = even_times(steps or self.architecture.sampler_steps)
             xi = self.teach(condition, noise.draw(condition.mean), times)[-1]
-        return condition.mean + self.scales[condition.task].widen * condition.spread * xi
+        return condition.mean + widen * condition.spread * xi
 
     def teach(self, condition: Condition, noise: Tensor, times: list[float]) -> list[Tensor]:
         """The diffusion's own path from noise at the first of `times` to the last: w at each."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -29,13 +29,13 @@ CALIBRATION_SHARE = 5 / 12  # and the calibration after it, which needs whole ro
 COMPARISON_SHARE = 1 / 6  # and of a distillation's work, comparing the student's ensembles with its teacher's
 VALIDATIONS = (3, 6)  # fewest and most by ensembles, of any budget, where `training.validate_every` is `auto`
 DISTANCES = (3, AUTO_VALIDATIONS)  # and by the student's distance
-TRIALS = 3  # ensembles that a calibration draws
+TRIALS = 2  # ensembles that a calibration draws, beside one of the mean errors alone
 COMPARED = 2  # ensembles that a comparison draws
 CALL = 6  # rows that calling a network costs besides its own: fields of 256 cells, on one core
 BACKWARD = 2  # passes of a network that its gradient costs
 LEAST_FRAMES = 8  # of a roll-out, where there are as many
 CHOICE = ((3, 8), (2, 8), (2, 4))  # members and trajectories of the ensembles that weights are chosen by, best first
-CALIBRATION = ((4, 16), (3, 16), (2, 16), (2, 8), (2, 4))  # and of those that the spread is chosen by
+CALIBRATION = ((8, 16), (6, 16), (4, 16), (3, 16), (2, 16), (2, 8), (2, 4))  # and of those that the spread is chosen by
 MEMORY_WINDOWS = 16  # of each task that show how long errors of the operator last
 SAMPLER_CALLS = 5  # of the network for a sample of validation ensembles, at most
 DISTANCE_BATCHES = 2  # of each task that a student's distance to its teacher is measured on
@@ -109,17 +109,17 @@ class Effort:
             validate_every=settings.training.validate_every,
         )
 
-    def of_ensembles(self, size: EnsembleSize) -> float:
-        """Rows of drawing validation ensembles once: at every frame the operator, the moments, and the sampler.
+    def of_ensembles(self, size: EnsembleSize, *, drawn: bool = True) -> float:
+        """Rows of rolling validation ensembles out once: at every frame operator, moments, and where drawn the sampler.
 
         Before, both networks are called on the steps that show how long errors last.
         """
-        calls = min(SAMPLER_CALLS, self.sampler_steps * EVALUATIONS[self.sampler])
+        calls = min(SAMPLER_CALLS, self.sampler_steps * EVALUATIONS[self.sampler]) if drawn else 0
         passes = self.views + (1 + calls) / self.corrector_every
-        drawn = sum(
+        rows = sum(
             min(size.frames, longest) * (size.members * min(size.samples, num) + CALL) for num, longest in self.rollouts
         )
-        return passes * drawn + (1 + self.views) * (MEMORY + 1) * (MEMORY_WINDOWS + CALL) * len(self.rollouts)
+        return passes * rows + (1 + self.views) * (MEMORY + 1) * (MEMORY_WINDOWS + CALL) * len(self.rollouts)
 
     def validations(self, steps: int) -> int:
         """How often a stage of so many steps is validated; where that is `auto`, seldom if its share allows no more."""
@@ -131,29 +131,35 @@ class Effort:
 
     def choice(self, steps: int) -> EnsembleSize:
         """Ensembles by which the weights of a stage of so many steps are chosen."""
-        return self._largest(CHOICE, CHOICE_SHARE * steps * self.of_step / self.validations(steps))
+        return self._largest(CHOICE, CHOICE_SHARE * steps * self.of_step / self.validations(steps), self.of_ensembles)
 
     def calibration(self, steps: int) -> EnsembleSize:
         """Ensembles by which the spread of samples is chosen after so many steps."""
-        return self._largest(CALIBRATION, CALIBRATION_SHARE * steps * self.of_step / TRIALS)
+        return self._largest(CALIBRATION, CALIBRATION_SHARE * steps * self.of_step, self.of_calibration)
+
+    def of_calibration(self, size: EnsembleSize) -> float:
+        """Rows of a calibration by ensembles of a size."""
+        return TRIALS * self.of_ensembles(size) + self.of_ensembles(size, drawn=False)
 
     def comparison(self, steps: int) -> EnsembleSize:
         """Ensembles by which a student is compared with its teacher after so many steps."""
-        return self._largest(CALIBRATION, COMPARISON_SHARE * steps * self.of_step / COMPARED)
+        return self._largest(CALIBRATION, COMPARISON_SHARE * steps * self.of_step / COMPARED, self.of_ensembles)
 
     def beside_training(self, steps: int) -> float:
         """Rows of all validations of a stage of so many steps, and of its calibration or comparison."""
         if self.of_distance:
             return self.validations(steps) * self.of_distance + COMPARED * self.of_ensembles(self.comparison(steps))
-        calibration = TRIALS * self.of_ensembles(self.calibration(steps))
-        return self.validations(steps) * self.of_ensembles(self.choice(steps)) + calibration
+        choosing = self.validations(steps) * self.of_ensembles(self.choice(steps))
+        return choosing + self.of_calibration(self.calibration(steps))
 
-    def _largest(self, sizes: Sequence[tuple[int, int]], most: float) -> EnsembleSize:
+    def _largest(
+        self, sizes: Sequence[tuple[int, int]], most: float, rows: Callable[[EnsembleSize], float]
+    ) -> EnsembleSize:
         """The best of these ensembles within so many rows; where none is, the last over fewer frames."""
         there, frames = (max(found) for found in zip(*self.rollouts, strict=True))
         found = [EnsembleSize(members, min(samples, there), frames) for members, samples in sizes]
         found += [replace(found[-1], frames=fewer) for fewer in range(frames - 1, LEAST_FRAMES - 1, -1)]
-        return next((size for size in found if self.of_ensembles(size) <= most), found[-1])
+        return next((size for size in found if rows(size) <= most), found[-1])
 
 
 def validation_rollouts(workspace: Workspace) -> tuple[tuple[int, int], ...]:

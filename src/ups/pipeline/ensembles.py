@@ -21,8 +21,8 @@ from ups.training.diffusion import DiffusionObjective, DistillObjective, Residua
 from ups.training.monitor import DivergedError
 
 WORSE = 1.1  # times its teacher's CRPS, at which a student's is told of as worse
-WIDENINGS = (0.5, 1.0, 2.0)  # of the samples' spread, at which validation ensembles are scored
-NARROWEST, WIDEST = 0.3, 3.3  # that a calibration may choose, a little beyond those scored
+WIDENINGS = (0.0, 1.0, 2.0)  # of the samples' spread, at which validation ensembles are scored
+NARROWEST, WIDEST = 0.1, 3.3  # that a calibration may choose: members differ, and little beyond those scored
 
 
 class EnsembleScore:
@@ -201,21 +201,25 @@ def trusted_widening(scores: Mapping[float, Sequence[float]]) -> float:
 def best_widening(scores: Mapping[float, float]) -> float:
     """Where the CRPS of ensembles is least, by a curve through the scores of some widenings, each of which is noisy.
 
-    Of a Gaussian of deviation w, where the truth deviates by t, the expected CRPS is (sqrt(2 (w^2 + t^2)) - w) /
-    sqrt(pi) (from its form as E|X - Y| - E|X - X'| / 2, Gneiting and Raftery 2007), which is least at w = t. Scale and
-    t of the curve whose relative errors are least square; what is not finite does not count.
+    Members deviate by s^2 = a^2 + w^2, where a is what their views alone set them apart. Of a Gaussian of deviation s,
+    where the truth deviates by t, the expected CRPS is (sqrt(2 (s^2 + t^2)) - s) / sqrt(pi) (from its form as
+    E|X - Y| - E|X - X'| / 2, Gneiting and Raftery 2007), which is least at s = t. Scale, t and a of the curve whose
+    relative errors are least square; what is not finite does not count.
 
     Args:
         scores: CRPS by widening; one of them is finite.
     """
     finite = {widen: score for widen, score in scores.items() if math.isfinite(score)}
     if len(finite) < 3 or min(finite.values()) <= 0:
-        return min(finite, key=lambda widen: finite[widen])
+        return max(NARROWEST, min(finite, key=lambda widen: finite[widen]))
     widen, score = (np.array(values) for values in (list(finite), list(finite.values())))
-    t = np.geomspace(NARROWEST, WIDEST, 200)
-    curve = (np.sqrt(2 * (widen**2 + t[:, None] ** 2)) - widen) / score
-    scale = curve.sum(1) / np.square(curve).sum(1)
-    return float(t[np.square(scale[:, None] * curve - 1).sum(1).argmin()])
+    t, a = np.meshgrid(np.geomspace(NARROWEST, 2 * WIDEST, 200), [0.0, *np.geomspace(NARROWEST, WIDEST, 60)])
+    deviation = np.hypot(widen, a[..., None])
+    curve = (np.sqrt(2 * (deviation**2 + t[..., None] ** 2)) - deviation) / score
+    scale = curve.sum(-1, keepdims=True) / np.square(curve).sum(-1, keepdims=True)
+    nearest = np.square(scale * curve - 1).sum(-1).argmin()
+    best = math.sqrt(max(0.0, t.flat[nearest] ** 2 - a.flat[nearest] ** 2))
+    return min(max(best, NARROWEST), WIDEST)
 
 
 class DistanceToTeacher:
