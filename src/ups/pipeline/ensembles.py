@@ -177,25 +177,26 @@ def ratio_of_means(scores: Sequence[Sequence[float]], others: Sequence[Sequence[
 def trusted_widening(scores: Mapping[float, Sequence[float]]) -> float:
     """The best widening, drawn back to 1, as trained, by as much as trajectories do not agree on it.
 
-    log w is multiplied by 1 - var / log^2 w where that is positive, else by 0 (James and Stein 1961, for one number),
-    with the variance by the jackknife: w without each of the trajectories in turn.
+    The distance of log(1 + w) from that of 1 is multiplied by 1 - var / distance^2 where that is positive, else by 0
+    (James and Stein 1961, for one number), with the variance by the jackknife: w without each of the trajectories in
+    turn.
 
     Args:
         scores: CRPS of each trajectory, by widening; those of one widening are finite.
     """
     finite = {widen: each for widen, each in scores.items() if all(map(math.isfinite, each))}
-    best = math.log(best_widening({widen: fmean(each) for widen, each in finite.items()}))
+    trained = math.log(2.0)
+    best = math.log1p(best_widening({widen: fmean(each) for widen, each in finite.items()})) - trained
     num = len(next(iter(finite.values())))
-    if 1.0 not in finite or best == 0:
-        return math.exp(best)
-    if num == 1:
-        return 1.0
-    others = [
-        math.log(best_widening({w: (sum(each) - each[left]) / (num - 1) for w, each in finite.items()}))
-        for left in range(num)
-    ]
-    variance = (num - 1) * pvariance(others)
-    return math.exp(best * max(0.0, 1 - variance / best**2))
+    if 1.0 in finite and best != 0:
+        if num == 1:
+            return 1.0
+        others = [
+            math.log1p(best_widening({w: (sum(each) - each[left]) / (num - 1) for w, each in finite.items()}))
+            for left in range(num)
+        ]
+        best *= max(0.0, 1 - (num - 1) * pvariance(others) / best**2)
+    return math.expm1(best + trained)
 
 
 def best_widening(scores: Mapping[float, float]) -> float:
