@@ -143,9 +143,11 @@ def test_a_widening_is_trusted_as_far_as_trajectories_agree_on_it() -> None:
     assert trusted_widening(scores_of([2.0] * 8)) == pytest.approx(2.0, rel=0.02)
     assert trusted_widening(scores_of([0.6] * 8)) == pytest.approx(0.6, rel=0.02)
     assert trusted_widening(scores_of([2.0])) == 1.0, "one says nothing of how far others would differ"
-    torn = scores_of([0.3, 0.3, 0.3, 0.3, 3.0, 0.4])
-    assert best_widening({widen: fmean(each) for widen, each in torn.items()}) < 0.8
-    assert trusted_widening(torn) == 1.0
+    one_far = scores_of([0.5, 0.6, 0.6, 0.6, 0.7, 0.5, 0.6, 0.6])
+    one_far = {w: [*each[:-1], 100 * each[-1]] for w, each in one_far.items()}
+    assert trusted_widening(one_far) == pytest.approx(0.6, rel=0.05), "one of large errors does not decide"
+    assert trusted_widening(scores_of([0.4, 0.4, 0.4, 0.4])) == pytest.approx(0.4, rel=0.02)
+    assert 0.9 < trusted_widening(scores_of([0.4, 1.4, 0.5, 1.2])) <= 1.0, "the best of these alone is about 0.75"
     some = scores_of([1.1, 1.6, 2.2, 1.5, 1.7, 0.9, 2.5, 1.6])
     best = best_widening({widen: fmean(each) for widen, each in some.items()})
     assert 1.0 < trusted_widening(some) < best

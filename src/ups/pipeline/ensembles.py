@@ -177,6 +177,7 @@ def ratio_of_means(scores: Sequence[Sequence[float]], others: Sequence[Sequence[
 def trusted_widening(scores: Mapping[float, Sequence[float]]) -> float:
     """The best widening, drawn back to 1, as trained, by as much as trajectories do not agree on it.
 
+    Trajectories count alike, however large their errors: of scores over the trajectory's mean score the least is taken.
     The distance of log(1 + w) from that of 1 is multiplied by 1 - var / distance^2 where that is positive, else by 0
     (James and Stein 1961, for one number), with the variance by the jackknife: w without each of the trajectories in
     turn.
@@ -185,9 +186,11 @@ def trusted_widening(scores: Mapping[float, Sequence[float]]) -> float:
         scores: CRPS of each trajectory, by widening; those of one widening are finite.
     """
     finite = {widen: each for widen, each in scores.items() if all(map(math.isfinite, each))}
+    sizes = [max(fmean(of_one), 0.0) or 1.0 for of_one in zip(*finite.values(), strict=True)]
+    finite = {w: [score / size for score, size in zip(each, sizes, strict=True)] for w, each in finite.items()}
     trained = math.log(2.0)
     best = math.log1p(best_widening({widen: fmean(each) for widen, each in finite.items()})) - trained
-    num = len(next(iter(finite.values())))
+    num = len(sizes)
     if 1.0 in finite and best != 0:
         if num == 1:
             return 1.0
