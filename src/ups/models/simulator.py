@@ -98,18 +98,9 @@ class Simulator(StepEmulator):
         return guards
 
     @contextmanager
-    def switched(
-        self,
-        task: str,
-        *,
-        guards: tuple[str, ...] | None = None,
-        corrector_every: int | None = None,
-        views: int | None = None,
-    ) -> Iterator[None]:
-        """Inside, a task's steps end with these guards, ensembles are corrected so often, and a step is the mean over
-        so many views, 0 for the field as it is; None leaves each."""
+    def switched(self, task: str, guards: tuple[str, ...] | None = None, **sizes: int | None) -> Iterator[None]:
+        """Inside, a task's steps end with these guards, and these sizes of the architecture hold; None leaves each."""
         before = self.guards, self.architecture
-        sizes = {"corrector_every": corrector_every, "symmetrize": views}
         try:
             if guards is not None:
                 self.guards = {**self.guards, task: self._guards_of(task, guards)}

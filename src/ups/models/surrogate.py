@@ -140,7 +140,7 @@ class Surrogate:
             chosen = None if guards is None else tuple(guards)
             every = None if corrector_every is None else _count("corrector_every", corrector_every)
             seen = None if views is None else self._views(views, self.emulator.symmetrize)
-            switches = self.emulator.switched(spec.name, guards=chosen, corrector_every=every, views=seen)
+            switches = self.emulator.switched(spec.name, chosen, corrector_every=every, symmetrize=seen)
         with switches:
             if members is not None:
                 rng = torch.Generator().manual_seed(seed)

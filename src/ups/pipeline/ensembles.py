@@ -22,6 +22,7 @@ from ups.training.monitor import DivergedError
 
 WORSE = 1.1  # times its teacher's CRPS, at which a student's is told of as worse
 WIDENINGS = (0.0, 1.0, 2.0)  # of the samples' spread, at which validation ensembles are scored
+NARROWER = 0.5  # of it, where ensembles that spread as far as trained diverge
 NARROWEST, WIDEST = 0.1, 3.3  # that a calibration may choose: members differ, and little beyond those scored
 
 
@@ -106,12 +107,14 @@ def calibrate(workspace: Workspace, stage: str, simulator: Simulator, steps: Res
     found: dict[float, list[list[float]]] = {}
     progress.start(f"calibrate {stage}", unit="ensembles")
     progress.say(f"calibrating how far samples of {stage} spread, by validation ensembles: {size}")
-    for widen in WIDENINGS:
+    for widen in (*WIDENINGS, NARROWER):
+        if widen == NARROWER and any(drawn and _finite(scores) for drawn, scores in found.items()):
+            break
         corrector.widen(widen)
         found[widen] = ensemble_errors(workspace, simulator, size)
         progress.update(len(found))
     means = {widen: fmean(map(fmean, scores)) for widen, scores in found.items()}
-    if not any(map(math.isfinite, means.values())):
+    if not any(drawn and _finite(scores) for drawn, scores in found.items()):
         raise DivergedError(
             "every validation ensemble diverged; train the residual diffusion longer, or lower its rate"
         )
@@ -146,7 +149,7 @@ def compare_student(workspace: Workspace, simulator: Simulator, size: EnsembleSi
         teacher = ensemble_errors(workspace, simulator, size)
     finally:
         corrector.student = student
-    if not all(map(math.isfinite, chain.from_iterable(own))):
+    if not _finite(own):
         raise DivergedError("the student's validation ensembles diverged; train it longer, or lower its rate")
     ratio, deviation = ratio_of_means(own, teacher)
     progress.finish(f"validation CRPS {ratio:.3g} (+- {deviation:.2g}) times the teacher's ({size})")
@@ -155,6 +158,11 @@ def compare_student(workspace: Workspace, simulator: Simulator, size: EnsembleSi
             f"consistency_distill: the student's ensembles are worse than its teacher's by {ratio - 1:.0%} "
             "of their CRPS; give the stage a larger budget, or leave it out (stages.consistency_distill.epochs=0)"
         )
+
+
+def _finite(scores: Sequence[Sequence[float]]) -> bool:
+    """Whether every trajectory of every task has a score that is a number."""
+    return all(map(math.isfinite, chain.from_iterable(scores)))
 
 
 def ratio_of_means(scores: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> tuple[float, float]:
