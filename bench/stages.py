@@ -62,14 +62,15 @@ def compute(task: str, seed: int, arguments: argparse.Namespace) -> Line:
     student, corrector.student = corrector.student, None
     teacher = scores_of(simulator, workspace, arguments.members)
     corrector.student = student
-    widen = {task: float(scale.widen) for task, scale in corrector.scales.items()}
+    scale = corrector.scales[task]
     return {
         "task": task,
         "seed": seed,
         "seconds": list(arguments.seconds),
         "settings": list(arguments.set or ()),
         "steps": steps,
-        "widen": next(iter(widen.values())),
+        "widen": float(scale.widen),
+        "contract": float(scale.contract),
         "teacher": teacher,
         "student": scores_of(simulator, workspace, arguments.members),
         "speed_up": speed_up(simulator, workspace, arguments.members),

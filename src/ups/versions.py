@@ -3,7 +3,7 @@
 They are in the keys of what is made, so that running again makes it anew.
 """
 
-MODEL_FORMAT = 6
+MODEL_FORMAT = 7
 """Of a model's files: goes up when those of before cannot be loaded, or would mean another model."""
 
 SCORES = 1

@@ -68,6 +68,22 @@ def test_crps_of_equal_members_is_the_absolute_error() -> None:
     torch.testing.assert_close(crps.mean(dim=(1, 2)), metrics.mean_absolute_error(prediction, truth))
 
 
+def test_crps_of_members_that_are_moved_towards_their_mean_is_that_of_the_moved() -> None:
+    """The fair one, and half of the mean distance between members that it has too much of."""
+    members = 5
+    ensemble, truth = normal(members, 3, 4, 2, 6), normal(3, 4, 2, 6, seed=1)
+    mean, factors = ensemble.mean(0), (0.3, 1.0, 1.4)
+    found = uncertainty.contracted_crps(ensemble, truth, factors)
+    assert found.shape == (3, 3)
+    distances = (ensemble[:, None] - ensemble[None]).abs().sum((0, 1)).mean((1, 3))
+    more = metrics.over_size(distances * (1 / (members - 1) - 1 / members) / (2 * members), metrics.mean_square(truth))
+    for place, factor in enumerate(factors):
+        moved = uncertainty.relative_crps(mean + factor * (ensemble - mean), truth)
+        torch.testing.assert_close(found[:, place], moved + factor * more)
+    single = uncertainty.relative_crps(mean.expand(5, -1, -1, -1, -1), truth)
+    torch.testing.assert_close(single, metrics.relative_absolute_error(mean, truth))
+
+
 @pytest.mark.parametrize("members", [4, 32])
 def test_exchangeable_members_have_as_much_spread_as_error(members: int) -> None:
     ensemble, truth = exchangeable(members)

@@ -217,6 +217,20 @@ def test_a_student_takes_the_place_of_its_teacher() -> None:
     assert any(marks)
 
 
+def test_members_are_moved_towards_their_mean_once_all_are_rolled_out() -> None:
+    """So what the next steps are of does not change; and one that diverged leaves the others where they are."""
+    simulator, context = make_simulator(), make_context()
+    assert simulator.corrector is not None
+    apart = roll(simulator, context, steps=3)
+    simulator.corrector.contract(0.25)
+    found = roll(simulator, context, steps=3)
+    torch.testing.assert_close(found, apart.mean(0) + 0.25 * (apart - apart.mean(0)), atol=1e-5, rtol=1e-4)
+    apart[1, :, 2] = math.nan
+    gathered = simulator.corrector.gather(apart, TASK)
+    assert torch.equal(gathered[0, :, 2], apart[0, :, 2])
+    torch.testing.assert_close(gathered[:, :, :2], found[:, :, :2], atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("student", [False, True])
 def test_a_corrector_is_saved_and_loaded_with_its_simulator(tmp_path: Path, student: bool) -> None:
     simulator, context = make_simulator(), make_context()
@@ -225,6 +239,7 @@ def test_a_corrector_is_saved_and_loaded_with_its_simulator(tmp_path: Path, stud
         for p in simulator.corrector.add_student().parameters():
             p.data += 0.01
     simulator.corrector.widen(1.3)
+    simulator.corrector.contract(0.8)
     simulator.corrector.scales[TASK].memory.copy_(torch.tensor([0.6, 0.3, 0.1]))
     save_model(simulator, tmp_path)
     loaded = load_model(tmp_path)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 
 import pytest
-import torch
 from tests.layouts import write_task
 from tests.pipeline.small_run import write_config
 
 from ups.config.load import load_settings
-from ups.evaluation.uncertainty import fair_crps
 from ups.models.simulator import Simulator
 from ups.pipeline.effort import (
     CALIBRATION,
@@ -27,7 +23,6 @@ from ups.pipeline.effort import (
     EnsembleSize,
     expected_steps,
 )
-from ups.pipeline.ensembles import NARROWEST, WIDENINGS, best_widening, trusted_widening
 from ups.pipeline.run import open_workspace
 from ups.pipeline.train import fit_closed_form
 from ups.pipeline.validation import validation_of
@@ -101,56 +96,6 @@ def test_an_ensemble_costs_what_its_networks_are_called_for() -> None:
     assert many.of_ensembles(size) == 10 * (28 + 6) * (1 + 1 + 5) + 2 * 4 * (16 + 6)
     assert many.of_ensembles(size, drawn=False) == 10 * (28 + 6) * (1 + 1) + 2 * 4 * (16 + 6)
     assert many.of_calibration(size) == many.of_ensembles(size, drawn=False) + TRIALS * many.of_ensembles(size)
-
-
-@pytest.mark.parametrize("apart", [0.0, 0.5])
-@pytest.mark.parametrize("error", [0.7, 1.0, 1.7, 2.6])
-def test_samples_spread_as_far_as_the_errors_do_whatever_the_noise_of_the_scores(error: float, apart: float) -> None:
-    """Beside what sets members apart without them."""
-    rng, shape = torch.Generator().manual_seed(0), (4, 1, 1, 1, 200000)
-    truth, views, draws = (torch.randn(shape, generator=rng) for _ in range(3))
-    scores = {w: float(fair_crps(apart * views + w * draws, error * truth[0]).mean()) for w in WIDENINGS}
-    wanted = math.sqrt(error**2 - apart**2)
-    assert best_widening(scores) == pytest.approx(wanted, rel=0.05)
-    noisy = {widen: score * (1.01 if number % 2 else 0.99) for number, (widen, score) in enumerate(scores.items())}
-    assert best_widening(noisy) == pytest.approx(wanted, rel=0.4)
-    assert len(WIDENINGS) == TRIALS + 1
-
-
-def test_members_that_other_things_set_apart_far_enough_are_hardly_drawn_for() -> None:
-    """But never for nothing: on another task, nothing else may set them apart."""
-    scores = {w: [math.sqrt(2 * (w**2 + 1.2 + 2)) - math.sqrt(w**2 + 1.2)] * 6 for w in WIDENINGS}
-    assert trusted_widening(scores) == pytest.approx(math.sqrt(2 - 1.2), rel=0.1)
-    scores = {w: [math.sqrt(2 * (w**2 + 1.2 + t)) - math.sqrt(w**2 + 1.2) for t in (0.6, 0.8, 1.1)] for w in WIDENINGS}
-    assert trusted_widening(scores) == pytest.approx(NARROWEST)
-
-
-def test_ensembles_that_diverge_do_not_count_in_how_far_samples_spread() -> None:
-    scores = {widen: math.sqrt(2 * (widen**2 + 1)) - widen for widen in WIDENINGS}
-    assert best_widening({**scores, 2.8: math.inf}) == pytest.approx(1.0, rel=0.02)
-    assert best_widening({**scores, 2.0: math.inf}) == pytest.approx(1.0, rel=0.05)
-    assert best_widening(dict.fromkeys(WIDENINGS, math.inf) | {1.4: 1.0}) == 1.4
-    apart = {0.5: [2.0, 2.0], 1.0: [math.inf, 3.0], 2.0: [math.inf, math.inf]}
-    assert trusted_widening(apart) == 0.5, "as trained, they diverge"
-
-
-def scores_of(deviations: list[float]) -> dict[float, list[float]]:
-    """What trajectories whose errors deviate so far score at every widening."""
-    return {widen: [math.sqrt(2 * (widen**2 + t**2)) - widen for t in deviations] for widen in WIDENINGS}
-
-
-def test_a_widening_is_trusted_as_far_as_trajectories_agree_on_it() -> None:
-    assert trusted_widening(scores_of([2.0] * 8)) == pytest.approx(2.0, rel=0.02)
-    assert trusted_widening(scores_of([0.6] * 8)) == pytest.approx(0.6, rel=0.02)
-    assert trusted_widening(scores_of([2.0])) == 1.0, "one says nothing of how far others would differ"
-    one_far = scores_of([0.5, 0.6, 0.6, 0.6, 0.7, 0.5, 0.6, 0.6])
-    one_far = {w: [*each[:-1], 100 * each[-1]] for w, each in one_far.items()}
-    assert trusted_widening(one_far) == pytest.approx(0.6, rel=0.05), "one of large errors does not decide"
-    assert trusted_widening(scores_of([0.4, 0.4, 0.4, 0.4])) == pytest.approx(0.4, rel=0.02)
-    assert 0.9 < trusted_widening(scores_of([0.4, 1.4, 0.5, 1.2])) <= 1.0, "the best of these alone is about 0.75"
-    some = scores_of([1.1, 1.6, 2.2, 1.5, 1.7, 0.9, 2.5, 1.6])
-    best = best_widening({widen: fmean(each) for widen, each in some.items()})
-    assert 1.0 < trusted_widening(some) < best
 
 
 @pytest.fixture

@@ -26,12 +26,11 @@ from ups.health import Finding
 from ups.models.simulator import Simulator
 from ups.models.store import load_model
 from ups.pipeline.effort import EnsembleSize
-from ups.pipeline.ensembles import calibrate, compare_student, ensemble_error, operator_error, ratio_of_means
+from ups.pipeline.ensembles import compare_student, ensemble_error, operator_error, ratio_of_means
 from ups.pipeline.rollout import rollout_file
 from ups.pipeline.run import open_workspace, train_pipeline
 from ups.runtime import SilentProgress
 from ups.training.builders import add_corrector
-from ups.training.diffusion import ResidualSteps
 from ups.training.monitor import DivergedError
 
 STAGES = {
@@ -190,32 +189,6 @@ def test_a_student_is_compared_with_its_teacher_on_validation_ensembles(
     assert drawn_by == [student, None]
     assert simulator.corrector.student is student
     assert any("worse than its teacher's by 50%" in line for line in told.lines) == bool(said)
-
-
-@pytest.mark.parametrize(("most", "wanted"), [(1.0, [0, 1, 2]), (0.5, [0, 1, 2, 0.5]), (0.0, None)])
-def test_samples_that_diverge_as_trained_spread_less(
-    burgers: Path, monkeypatch: pytest.MonkeyPatch, most: float, wanted: list[float] | None
-) -> None:
-    """Ensembles are finite up to a spread; where none that is drawn is, the stage has failed."""
-    workspace = open_workspace(load_settings(burgers), SilentProgress())
-    simulator = workspace.new_simulator()
-    add_corrector(workspace.settings, simulator)
-    corrector, tried = simulator.corrector, []
-    assert corrector is not None
-    widen = corrector.scales["burgers1d"].widen
-
-    def scored(*_: object) -> list[list[float]]:
-        tried.append(float(widen))
-        return [[2.0 - float(widen) if widen <= most else math.inf] * 3]
-
-    monkeypatch.setattr("ups.pipeline.ensembles.ensemble_errors", scored)
-    monkeypatch.setattr("ups.pipeline.ensembles.measure_memory", lambda *_: None)
-    monkeypatch.setattr("ups.pipeline.ensembles.operator_error", lambda *_: 1.0)
-    with pytest.raises(DivergedError, match="diverged") if wanted is None else nullcontext():
-        calibrate(workspace, "diff_residual", simulator, ResidualSteps(simulator, {}), EnsembleSize(2, 4, 5))
-    if wanted is not None:
-        assert tried == wanted
-        assert float(widen) == pytest.approx(most)
 
 
 def test_the_ratio_of_two_means_and_its_deviation() -> None:

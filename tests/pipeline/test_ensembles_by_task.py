@@ -17,8 +17,9 @@ from ups.config.load import load_settings
 from ups.data.fields import Batch
 from ups.data.windows import WindowLoader
 from ups.models.simulator import Simulator
+from ups.pipeline.calibration import CONTRACTIONS, calibrate
 from ups.pipeline.effort import DISTANCE_BATCHES, EnsembleSize
-from ups.pipeline.ensembles import DistanceToTeacher, calibrate
+from ups.pipeline.ensembles import DistanceToTeacher
 from ups.pipeline.run import open_workspace
 from ups.pipeline.train import train_stage
 from ups.pipeline.workspace import Workspace
@@ -54,7 +55,7 @@ def simulator(workspace: Workspace) -> Simulator:
     return simulator
 
 
-def test_calibration_widens_each_task_by_what_its_own_scores_say(
+def test_calibration_sets_each_task_to_what_its_own_scores_say(
     workspace: Workspace, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corrector = simulator.corrector
@@ -67,10 +68,18 @@ def test_calibration_widens_each_task_by_what_its_own_scores_say(
     def scores(*_: object) -> list[list[float]]:
         return [[crps(float(corrector.scales[task].widen), truth[task])] * 4 for task in workspace.splits["valid"]]
 
-    monkeypatch.setattr("ups.pipeline.ensembles.ensemble_errors", scores)
+    best = {"advection1d": CONTRACTIONS[10], "burgers1d": CONTRACTIONS[20]}
+
+    def contracted(*_: object) -> list[Tensor]:
+        shares = torch.tensor(CONTRACTIONS)
+        return [1 + (shares - best[task]).square().expand(4, -1) for task in workspace.splits["valid"]]
+
+    monkeypatch.setattr("ups.pipeline.calibration.ensemble_errors", scores)
+    monkeypatch.setattr("ups.pipeline.calibration.score_ensembles", contracted)
     calibrate(workspace, "diff_residual", simulator, ResidualSteps(simulator, {}), SIZE)
     for task, spread in truth.items():
         assert float(corrector.scales[task].widen) == pytest.approx(spread, rel=0.02)
+        assert float(corrector.scales[task].contract) == pytest.approx(best[task])
 
 
 def test_every_task_has_the_scales_and_the_memory_of_its_own_residuals(

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from ups.evaluation.metrics import Trajectories
+from ups.evaluation.metrics import PerSample, Trajectories, mean_square, over_size
 
 Ensembles = Float[Tensor, "member sample time channel *grid"]
 PerFrame = Float64[Tensor, "sample time channel"]
@@ -49,6 +49,36 @@ def fair_crps(ensemble: Ensembles, truth: Trajectories) -> PerFrame:
         return found
 
     return _over_the_grid(_point_by_point(score, ensemble, truth, len(ensemble) ** 2), truth)
+
+
+def relative_crps(ensemble: Ensembles, truth: Trajectories) -> PerSample:
+    """Fair CRPS of a trajectory over the size of its fields, as `relative_absolute_error` of a single prediction."""
+    return over_size(fair_crps(ensemble, truth).mean(1), mean_square(truth))
+
+
+def contracted_crps(
+    ensemble: Ensembles, truth: Trajectories, factors: Sequence[float]
+) -> Float64[Tensor, "sample factor"]:
+    """CRPS over the size of the fields, for each factor c, of the M values m + c (x_i - m), m the members' mean.
+
+    crps = mean_i |x_i - u| - sum_{i,j} |x_i - x_j| / (2 M^2): of the distribution that has no other values than these.
+    Fair it would not be: members that are moved by their own mean are no draws of one distribution. For Gaussian
+    members and truth this is least where the spread-skill ratio is 1; the fair one is at members further apart.
+    """
+    import scoringrules  # as above
+
+    def score(members: Tensor, u: Tensor) -> Tensor:
+        mean = members.mean(0)
+        deviation, missed = members - mean, mean - u
+        apart = (members - u).abs().mean(0) - scoringrules.crps_ensemble(
+            u, members, 0, estimator="nrg", backend="torch"
+        )
+        return torch.stack([(missed + c * deviation).abs().mean(0) - c * apart for c in factors], dim=-1)
+
+    found = _point_by_point(score, ensemble, truth, len(ensemble) ** 2 + len(factors))
+    size = mean_square(truth)
+    each = [over_size(_over_the_grid(one, truth).mean(1), size) for one in found.unbind(-1)]
+    return torch.stack(each, dim=1)
 
 
 def member_variance(ensemble: Ensembles) -> PerFrame:

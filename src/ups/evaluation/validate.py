@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from statistics import fmean
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ups.data.trajectories import TrajectorySet
-from ups.evaluation.metrics import mean_square, nrmse, over_size
+from ups.evaluation.metrics import nrmse
 from ups.evaluation.protocol import spread_evenly
 from ups.evaluation.rollout import reconstruct, rollout_ensembles, rollout_trajectories
-from ups.evaluation.uncertainty import fair_crps
 from ups.models.emulator import Emulator
 
 
@@ -69,7 +69,8 @@ def validation_reconstruction(
     return fmean(scores)
 
 
-def validation_crps(
+def validation_ensembles(
+    metric: Callable[[Tensor, Tensor], Tensor],
     emulator: Emulator,
     sets: Mapping[str, TrajectorySet],
     *,
@@ -79,12 +80,13 @@ def validation_crps(
     mode: str,
     batch_size: int,
     device: torch.device,
-) -> list[list[float]]:
-    """The ensemble's CRPS over the truth's size of every trajectory, task by task.
+) -> list[Float[Tensor, "sample *score"]]:
+    """A metric of the ensemble of every trajectory, task by task.
 
     The same draws at every call: what changes is the emulator.
 
     Args:
+        metric: (members, truth) -> what is said of each sample, such as `relative_crps`.
         members: roll-outs of each trajectory, two or more.
         max_samples, steps, mode, batch_size: as in `validation_error`.
     """
@@ -102,6 +104,5 @@ def validation_crps(
             batch_size=batch_size * members,
             device=device,
         )
-        each = [over_size(fair_crps(one.members, one.truth).mean(1), mean_square(one.truth)) for one in batches]
-        scores.append(torch.cat(each).tolist())
+        scores.append(torch.cat([metric(one.members, one.truth) for one in batches]))
     return scores

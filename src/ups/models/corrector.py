@@ -40,13 +40,15 @@ class ResidualScale(nn.Module):
     """The sizes that make one task's residual and change per step unit-variance, and how far samples spread.
 
     `residual` and `change` are root mean squares per field, in normalised units; `widen` multiplies how far a sample is
-    from the mean: 1 as trained, another value where validation roll-outs say so. `memory` are the correlations of
-    errors, in units of their spread, that are one step apart, two, and so on.
+    from the mean: 1 as trained, another value where validation roll-outs say so, as with `contract`, which multiplies
+    how far the members of an ensemble are from their mean in the end. `memory` are the correlations of errors, in units
+    of their spread, that are one step apart, two, and so on.
     """
 
     residual: Tensor
     change: Tensor
     widen: Tensor
+    contract: Tensor
     memory: Tensor
 
     def __init__(self, spec: TaskSpec) -> None:
@@ -55,6 +57,7 @@ class ResidualScale(nn.Module):
         self.register_buffer("residual", torch.ones(shape))
         self.register_buffer("change", torch.ones(shape))
         self.register_buffer("widen", torch.ones(()))
+        self.register_buffer("contract", torch.ones(()))
         self.register_buffer("memory", torch.zeros(MEMORY))
 
 
@@ -96,6 +99,24 @@ class Corrector(nn.Module):
         """Makes samples of a task, or of all, spread `factor` times as far from their mean as they were trained to."""
         for name in self.scales if task is None else (task,):
             self.scales[name].get_buffer("widen").fill_(factor)
+
+    def contract(self, factor: float, task: str | None = None) -> None:
+        """Makes members of a task, or of all, end `factor` times as far from their mean as they were rolled out."""
+        for name in self.scales if task is None else (task,):
+            self.scales[name].get_buffer("contract").fill_(factor)
+
+    def gather(self, members: Float[Tensor, "member ..."], task: str) -> Float[Tensor, "member ..."]:
+        """The members of ensembles as far from their mean as a calibration says, where all of them are finite.
+
+        Each becomes a mean of members, itself most, so that it keeps what they all keep (member-by-member
+        post-processing, Van Schaeybroeck and Vannitsem 2015).
+        """
+        factor = self.scales[task].contract
+        if bool(factor == 1):
+            return members
+        mean = members.mean(0)
+        gathered = mean + factor * (members - mean)
+        return torch.where(gathered.isfinite(), gathered, members)
 
     @contextmanager
     def sampling(self, evaluations: int) -> Iterator[None]:

@@ -305,9 +305,10 @@ class Simulator(StepEmulator):
         features = self.normalizers[task].features(dt, params)
         noise = self.corrector.noise(task, rng, self.architecture.corrector_every)
         correct = partial(self._corrected, task=task, features=features, noise=noise)
-        return self.rollout_latent(
+        z = self.rollout_latent(
             context, steps, task=task, dt=dt, params=params, mode=mode, correct=correct, members=members
         )
+        return self.corrector.gather(z.unflatten(0, (members, -1)), task).flatten(0, 1)
 
     def _corrected(
         self, u_hat: Tensor, u_next: Tensor, view: View | Members, *, task: str, features: Tensor, noise: NoiseSeries

@@ -23,8 +23,9 @@ from ups.models.simulator import Simulator
 from ups.models.step import StepEmulator
 from ups.models.store import adopt, load_weights, save_model
 from ups.pipeline.before import PREDICTING, STAGES, require_stage, stages_of
+from ups.pipeline.calibration import calibrate
 from ups.pipeline.effort import Effort, expected_steps
-from ups.pipeline.ensembles import DistanceToTeacher, EnsembleScore, calibrate, compare_student
+from ups.pipeline.ensembles import DistanceToTeacher, EnsembleScore, compare_student
 from ups.pipeline.plan import Plan, made_from, model_settings, run_plan
 from ups.pipeline.records import digest
 from ups.pipeline.validation import chosen_on, validation_of

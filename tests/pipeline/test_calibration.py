@@ -1,0 +1,166 @@
+"""How far members are apart: what scores of ensembles say of it, and what a calibration makes of that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+import torch
+from torch import Tensor
+
+from ups.config.load import load_settings
+from ups.evaluation.uncertainty import contracted_crps, fair_crps
+from ups.pipeline.calibration import (
+    AS_ROLLED_OUT,
+    CONTRACTIONS,
+    NARROWEST,
+    WIDENINGS,
+    best_widening,
+    calibrate,
+    trusted_contraction,
+    trusted_widening,
+)
+from ups.pipeline.effort import TRIALS, EnsembleSize
+from ups.pipeline.run import open_workspace
+from ups.runtime import SilentProgress
+from ups.training.builders import add_corrector
+from ups.training.diffusion import ResidualSteps
+from ups.training.monitor import DivergedError
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.5])
+@pytest.mark.parametrize("error", [0.7, 1.0, 1.7, 2.6])
+def test_samples_spread_as_far_as_the_errors_do_whatever_the_noise_of_the_scores(error: float, apart: float) -> None:
+    """Beside what sets members apart without them."""
+    rng, shape = torch.Generator().manual_seed(0), (4, 1, 1, 1, 200000)
+    truth, views, draws = (torch.randn(shape, generator=rng) for _ in range(3))
+    scores = {w: float(fair_crps(apart * views + w * draws, error * truth[0]).mean()) for w in WIDENINGS}
+    wanted = math.sqrt(error**2 - apart**2)
+    assert best_widening(scores) == pytest.approx(wanted, rel=0.05)
+    noisy = {widen: score * (1.01 if number % 2 else 0.99) for number, (widen, score) in enumerate(scores.items())}
+    assert best_widening(noisy) == pytest.approx(wanted, rel=0.4)
+    assert len(WIDENINGS) == TRIALS, "one of them draws nothing, and what is chosen is tried"
+
+
+def test_members_that_other_things_set_apart_far_enough_are_hardly_drawn_for() -> None:
+    """But never for nothing: on another task, nothing else may set them apart."""
+    scores = {w: [math.sqrt(2 * (w**2 + 1.2 + 2)) - math.sqrt(w**2 + 1.2)] * 6 for w in WIDENINGS}
+    assert trusted_widening(scores) == pytest.approx(math.sqrt(2 - 1.2), rel=0.1)
+    scores = {w: [math.sqrt(2 * (w**2 + 1.2 + t)) - math.sqrt(w**2 + 1.2) for t in (0.6, 0.8, 1.1)] for w in WIDENINGS}
+    assert trusted_widening(scores) == pytest.approx(NARROWEST)
+
+
+def test_ensembles_that_diverge_do_not_count_in_how_far_samples_spread() -> None:
+    scores = {widen: math.sqrt(2 * (widen**2 + 1)) - widen for widen in WIDENINGS}
+    assert best_widening({**scores, 2.8: math.inf}) == pytest.approx(1.0, rel=0.02)
+    assert best_widening({**scores, 2.0: math.inf}) == pytest.approx(1.0, rel=0.05)
+    assert best_widening(dict.fromkeys(WIDENINGS, math.inf) | {1.4: 1.0}) == 1.4
+    apart = {0.5: [2.0, 2.0], 1.0: [math.inf, 3.0], 2.0: [math.inf, math.inf]}
+    assert trusted_widening(apart) == 0.5, "as trained, they diverge"
+
+
+def scores_of(deviations: list[float]) -> dict[float, list[float]]:
+    """What trajectories whose errors deviate so far score at every widening."""
+    return {widen: [math.sqrt(2 * (widen**2 + t**2)) - widen for t in deviations] for widen in WIDENINGS}
+
+
+def test_a_widening_is_trusted_as_far_as_trajectories_agree_on_it() -> None:
+    assert trusted_widening(scores_of([2.0] * 8)) == pytest.approx(2.0, rel=0.02)
+    assert trusted_widening(scores_of([0.6] * 8)) == pytest.approx(0.6, rel=0.02)
+    assert trusted_widening(scores_of([2.0])) == 1.0, "one says nothing of how far others would differ"
+    one_far = scores_of([0.5, 0.6, 0.6, 0.6, 0.7, 0.5, 0.6, 0.6])
+    one_far = {w: [*each[:-1], 100 * each[-1]] for w, each in one_far.items()}
+    assert trusted_widening(one_far) == pytest.approx(0.6, rel=0.05), "one of large errors does not decide"
+    assert trusted_widening(scores_of([0.4, 0.4, 0.4, 0.4])) == pytest.approx(0.4, rel=0.02)
+    assert 0.9 < trusted_widening(scores_of([0.4, 1.4, 0.5, 1.2])) <= 1.0, "the best of these alone is about 0.75"
+    some = scores_of([1.1, 1.6, 2.2, 1.5, 1.7, 0.9, 2.5, 1.6])
+    best = best_widening({widen: fmean(each) for widen, each in some.items()})
+    assert 1.0 < trusted_widening(some) < best
+
+
+def ensembles(apart: float, error: float, *, trajectories: int = 4, views: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Eight members that differ so much, and a truth that differs so much from their common centre."""
+    rng = torch.Generator().manual_seed(0)
+    members = apart * torch.randn(8, trajectories, 1, 1, 20000, generator=rng)
+    return members, error * torch.randn(trajectories, 1, 1, 20000, generator=rng)
+
+
+@pytest.mark.parametrize(("apart", "wanted"), [(2.0, 0.577), (1.25, 0.825), (1.0, 1.0), (0.5, 1.0)])
+def test_members_that_are_too_far_apart_are_moved_as_far_as_their_errors_say(apart: float, wanted: float) -> None:
+    """To where their variance, times (M + 1) / M, is the square of what their mean is off; never further apart."""
+    scores = contracted_crps(*ensembles(apart, 1.0), CONTRACTIONS)
+    assert trusted_contraction(scores) == pytest.approx(wanted, abs=0.04)
+    scores[:, ::2] = math.nan
+    assert trusted_contraction(scores) == 1.0, "what diverges says nothing"
+
+
+def test_a_contraction_is_trusted_as_far_as_trajectories_agree_on_it() -> None:
+    agree, other = (contracted_crps(*ensembles(apart, 1.0), CONTRACTIONS) for apart in (2.0, 1.0))
+    assert trusted_contraction(agree[:1]) == 1.0, "one says nothing of how far others would differ"
+    split = torch.cat([agree[:2], other[:2]])
+    assert CONTRACTIONS[int((split / split[:, AS_ROLLED_OUT, None]).mean(0).argmin())] < 0.75
+    assert 0.75 < trusted_contraction(split) < 1.0
+    large = torch.cat([agree, 1000 * other[:1]])
+    assert trusted_contraction(large) < 0.65, "one of large errors does not decide"
+
+
+@pytest.mark.parametrize(("most", "wanted"), [(1.0, [0, 1, 2]), (0.5, [0, 1, 2, 0.5]), (0.0, None)])
+def test_samples_that_diverge_as_trained_spread_less(
+    burgers: Path, monkeypatch: pytest.MonkeyPatch, most: float, wanted: list[float] | None
+) -> None:
+    """Ensembles are finite up to a spread; where none that is drawn is, the stage has failed."""
+    workspace = open_workspace(load_settings(burgers), SilentProgress())
+    simulator = workspace.new_simulator()
+    add_corrector(workspace.settings, simulator)
+    corrector, tried = simulator.corrector, []
+    assert corrector is not None
+    widen = corrector.scales["burgers1d"].widen
+
+    def scored(*_: object) -> list[list[float]]:
+        tried.append(float(widen))
+        return [[2.0 - float(widen) if widen <= most else math.inf] * 3]
+
+    monkeypatch.setattr("ups.pipeline.calibration.ensemble_errors", scored)
+    flat = torch.ones(3, len(CONTRACTIONS))
+    monkeypatch.setattr("ups.pipeline.calibration.score_ensembles", lambda *_: [flat])
+    monkeypatch.setattr("ups.pipeline.calibration.measure_memory", lambda *_: None)
+    monkeypatch.setattr("ups.pipeline.calibration.operator_error", lambda *_: 1.0)
+    with pytest.raises(DivergedError, match="diverged") if wanted is None else nullcontext():
+        calibrate(workspace, "diff_residual", simulator, ResidualSteps(simulator, {}), EnsembleSize(2, 4, 5))
+    if wanted is not None:
+        assert tried == wanted
+        assert float(widen) == pytest.approx(most)
+
+
+@pytest.mark.parametrize(("apart", "wanted"), [(2.0, 0.577), (0.7, 1.0)])
+def test_a_calibration_sets_what_its_last_ensembles_say(
+    burgers: Path, monkeypatch: pytest.MonkeyPatch, apart: float, wanted: float
+) -> None:
+    """They are as far apart as the widening that was chosen makes them, and are scored as they were rolled out."""
+    workspace = open_workspace(load_settings(burgers), SilentProgress())
+    simulator = workspace.new_simulator()
+    add_corrector(workspace.settings, simulator)
+    corrector = simulator.corrector
+    assert corrector is not None
+    corrector.contract(0.3)
+    scale, seen = corrector.scales["burgers1d"], []
+
+    def scored(*_: object) -> list[list[float]]:
+        seen.append((float(scale.widen), float(scale.contract)))
+        return [[1.0 + float(scale.widen)] * 3]
+
+    def contracted(metric: Callable[[Tensor, Tensor], Tensor], *_: object) -> list[Tensor]:
+        seen.append((float(scale.widen), float(scale.contract)))
+        return [metric(*ensembles(apart, 1.0))]
+
+    monkeypatch.setattr("ups.pipeline.calibration.ensemble_errors", scored)
+    monkeypatch.setattr("ups.pipeline.calibration.score_ensembles", contracted)
+    monkeypatch.setattr("ups.pipeline.calibration.measure_memory", lambda *_: None)
+    monkeypatch.setattr("ups.pipeline.calibration.operator_error", lambda *_: 1.0)
+    calibrate(workspace, "diff_residual", simulator, ResidualSteps(simulator, {}), EnsembleSize(2, 4, 5))
+    assert seen == [*((widen, 1.0) for widen in WIDENINGS), (pytest.approx(NARROWEST), 1.0)]
+    assert float(scale.contract) == pytest.approx(wanted, abs=0.04)
