@@ -3,10 +3,11 @@
     python bench/stages.py run --tasks burgers ks diffusion_reaction2d --seeds 0 1 2 --data FOLDER
     python bench/stages.py table
 
-`run` trains what is missing through the pipeline's own stages, for `--seconds` of this process's CPU time each on one
-thread, scores ensembles of 16 members (or `--members`) on the test trajectories, from one true frame to the end
-of the file, and appends a JSON line to bench/results/stages.jsonl. `table` draws bench/results/stages.md from the
-lines. Tasks, files and splits are those of `bench/accuracy.py`; made test files go on for twice the training horizon.
+`run` trains what is missing through the pipeline's own stages, for the seconds of the newest rows (or `--seconds`) of
+this process's CPU time on one thread, scores ensembles of 8 members (or `--members`) on the test trajectories, from
+one true frame to the end of the file, and appends a JSON line to bench/results/stages.jsonl. `table` draws
+bench/results/stages.md from the lines. Tasks, files and splits are those of `bench/accuracy.py`; made test files go on
+for twice the training horizon.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ from common import markdown, run_or_table, say
 HERE = Path(__file__).parent
 LINES, TABLE = HERE / "results" / "stages.jsonl", HERE / "results" / "stages.md"
 TIMED_FRAMES, TIMED_ROUNDS = 4, 7  # of the roll-outs by which teacher and student are timed
-MEMBERS = 16  # also of lines that do not say
+MEMBERS = 8  # of an ensemble; 16 in lines that do not say
 STAGES = ("operator", "diff_residual", "consistency_distill")
+SECONDS = {"ks": [100.0, 120.0, 240.0], "diffusion_reaction2d": [200.0, 240.0, 160.0]}  # of the stages
+SHORT = [100.0, 120.0, 80.0]  # of other tasks
 SCORES = ("nrmse", "ensemble_nrmse", "mae", "crps", "spread_skill", "ece", "wall_clock", "ensemble_wall_clock")
 
 
-def compute(task: str, seed: int, arguments: argparse.Namespace) -> Line:
-    """Trains the three stages of one task and scores them."""
+def compute(task: str, seed: int, of_stages: list[float], arguments: argparse.Namespace) -> Line:
+    """Trains the three stages of one task for so many seconds each and scores them."""
     from accuracy_bench.cells import Places, open_workspace, settings_of
     from accuracy_bench.models import get_model
     from accuracy_bench.tasks import get_task
@@ -41,7 +44,7 @@ def compute(task: str, seed: int, arguments: argparse.Namespace) -> Line:
     from ups.pipeline.train import fit_closed_form, train_stage
     from ups.training.schedule import Budget
 
-    seconds = dict(zip(STAGES, arguments.seconds, strict=True))
+    seconds = dict(zip(STAGES, of_stages, strict=True))
     places = Places(arguments.data, arguments.work / "data", arguments.work / "stages")
     get_task(task).prepare(places.cache, say)
     cell = Cell(task, "ups", seconds["operator"], seed)
@@ -66,7 +69,7 @@ def compute(task: str, seed: int, arguments: argparse.Namespace) -> Line:
     return {
         "task": task,
         "seed": seed,
-        "seconds": list(arguments.seconds),
+        "seconds": of_stages,
         "settings": list(arguments.set or ()),
         "steps": steps,
         "widen": float(scale.widen),
@@ -116,18 +119,19 @@ def run(arguments: argparse.Namespace) -> None:
     """Computes what is missing."""
     for seed in arguments.seeds:
         for task in arguments.tasks:
-            wanted = (task, list(arguments.seconds), arguments.set or [], arguments.members, seed)
+            seconds = list(arguments.seconds or SECONDS.get(task, SHORT))
+            wanted = (task, seconds, arguments.set or [], arguments.members, seed)
             if not arguments.redo and any(wanted == key_of(line) for line in read_lines(arguments.out)):
                 say(f"{task} {seed}: done")
                 continue
-            line = compute(task, seed, arguments)
+            line = compute(task, seed, seconds, arguments)
             append(line, arguments.out)
             say(f"{task} {seed}: {row_of([line])}")
 
 
 def key_of(line: Line) -> tuple[str, list[float], list[str], int, int]:
     """What a line is of: task, seconds, settings, members, seed."""
-    return line["task"], line["seconds"], line["settings"], line.get("members", MEMBERS), line["seed"]
+    return line["task"], line["seconds"], line["settings"], line.get("members", 16), line["seed"]
 
 
 def row_of(lines: list[Line]) -> dict[str, str]:
@@ -188,7 +192,8 @@ def table(arguments: argparse.Namespace) -> None:
         "another view (`operator.symmetrize`), in it all members saw the same ones; calibrations before d2f38ce did",
         "not know how far views alone set members apart, and in that commit's one trajectory of large errors decided.",
         "Those of 3b92745 were calibrated anew and scored from the saved models of b24eb34's lines (stages are trained",
-        "as before). A row is made again by `run` with its `--tasks`, `--seconds`, `--members` and `--seeds 0 1 2`.",
+        "as before). From 883af4e on members that are too far apart after all are moved towards their mean.",
+        "A row is made again by `run` with its `--tasks`, `--seconds`, `--members` and `--seeds 0 1 2`.",
         "The operator alone has the first of the seconds; what the others would bring to it is not measured. In some",
         "hours a second bought twice as many steps as in others (`stages.jsonl` has them).",
         "Times are of rounds in turns; of earlier lines, of scorings minutes apart. Drawn by `bench/stages.py`.",
@@ -203,7 +208,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Those of the command `run`."""
     command.add_argument("--tasks", nargs="+", required=True)
     command.add_argument(
-        "--seconds", nargs=3, type=float, default=[150.0, 200.0, 150.0], metavar="S", help="of each stage"
+        "--seconds", nargs=3, type=float, metavar="S", help="of each stage; as the newest rows if left out"
     )
     command.add_argument("--data", type=Path, help="folder of the published files")
     command.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="folder of made data and runs")
