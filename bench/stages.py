@@ -60,26 +60,32 @@ def compute(task: str, seed: int, of_stages: list[float], arguments: argparse.Na
         steps[stage] = workspace.records.note(stage, "steps", 0)
     save_model(simulator, workspace.run_dir / "model")
     say(f"{task} {seed}: model in {workspace.run_dir / 'model'}")
-    corrector = simulator.corrector
-    assert corrector is not None
-    student, corrector.student = corrector.student, None
-    teacher = scores_of(simulator, workspace, arguments.members)
-    corrector.student = student
-    scale = corrector.scales[task]
     return {
         "task": task,
         "seed": seed,
         "seconds": of_stages,
         "settings": list(arguments.set or ()),
         "steps": steps,
-        "widen": float(scale.widen),
-        "contract": float(scale.contract),
-        "teacher": teacher,
-        "student": scores_of(simulator, workspace, arguments.members),
-        "speed_up": speed_up(simulator, workspace, arguments.members),
+        **score(simulator, workspace, arguments.members),
         "members": arguments.members,
         "commit": commit(),
         "source": source_hash(),
+    }
+
+
+def score(simulator: Any, workspace: Any, members: int) -> Line:
+    """How far members of the simulator are apart, and scores of its ensembles by the teacher and by its student."""
+    corrector = simulator.corrector
+    (scale,) = corrector.scales.values()
+    student, corrector.student = corrector.student, None
+    teacher = scores_of(simulator, workspace, members)
+    corrector.student = student
+    return {
+        "widen": float(scale.widen),
+        "contract": float(scale.contract),
+        "teacher": teacher,
+        "student": scores_of(simulator, workspace, members),
+        "speed_up": speed_up(simulator, workspace, members),
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.models.small_corrector import make_simulator
 
 import stages
 
@@ -36,10 +37,30 @@ def test_the_table_has_a_row_for_each_number_of_members(out: Path) -> None:
     assert [(row["members"], row["seeds"]) for row in found] == [("16", "2"), ("4", "1")]
 
 
+def test_a_line_holds_scores_of_the_teacher_and_of_its_student(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulator = make_simulator()
+    corrector = simulator.corrector
+    assert corrector is not None
+    student = corrector.add_student()
+    corrector.widen(0.5)
+    corrector.contract(0.75)
+    monkeypatch.setattr(stages, "scores_of", lambda found, *_: {"drawn_by": found.corrector.student})
+    monkeypatch.setattr(stages, "speed_up", lambda *_: 8.0)
+    found = stages.score(simulator, None, 8)
+    assert found == {
+        "widen": 0.5,
+        "contract": 0.75,
+        "speed_up": 8.0,
+        "teacher": {"drawn_by": None},
+        "student": {"drawn_by": student},
+    }
+
+
 def test_what_is_missing_is_told_by_the_number_of_members_too(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
 
-    def compute(task: str, seed: int, arguments: Namespace) -> dict[str, Any]:
+    def compute(task: str, seed: int, seconds: list[float], arguments: Namespace) -> dict[str, Any]:
+        assert seconds == [1.0, 2.0, 3.0]
         asked.append((seed, arguments.members))
         return line(seed, members=arguments.members)
 

@@ -140,6 +140,7 @@ def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
             uncertainty.member_variance(ensemble),
             uncertainty.mean_squared_error_of_mean(ensemble, truth),
             uncertainty.rank_histograms(ensemble, truth),
+            uncertainty.contracted_crps(ensemble, truth, (0.5, 1.0)),
         ]
 
     whole = found()

@@ -13,6 +13,7 @@ from tests.models.small_corrector import SMALL, TASK, make_context, make_simulat
 from torch import Tensor
 
 from ups.errors import CheckpointError, UpsError
+from ups.models.corrector import contraction, limit_of
 from ups.models.diffusion import SAMPLERS, Condition, PointMlp, angle, even_times, on_circle
 from ups.models.noise import NoiseSeries, standard_noise
 from ups.models.simulator import Simulator
@@ -218,17 +219,43 @@ def test_a_student_takes_the_place_of_its_teacher() -> None:
 
 
 def test_members_are_moved_towards_their_mean_once_all_are_rolled_out() -> None:
-    """So what the next steps are of does not change; and one that diverged leaves the others where they are."""
+    """So what the next steps are of does not change; on the grid and at points."""
     simulator, context = make_simulator(), make_context()
     assert simulator.corrector is not None
     apart = roll(simulator, context, steps=3)
-    simulator.corrector.contract(0.25)
+    simulator.corrector.contract(limit_of(0.6, len(apart)))
     found = roll(simulator, context, steps=3)
-    torch.testing.assert_close(found, apart.mean(0) + 0.25 * (apart - apart.mean(0)), atol=1e-5, rtol=1e-4)
-    apart[1, :, 2] = math.nan
-    gathered = simulator.corrector.gather(apart, TASK)
-    assert torch.equal(gathered[0, :, 2], apart[0, :, 2])
-    torch.testing.assert_close(gathered[:, :, :2], found[:, :, :2], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found, apart.mean(0) + 0.6 * (apart - apart.mean(0)), atol=1e-5, rtol=1e-4)
+    surrogate, nodes = Surrogate(simulator, torch.device("cpu")), (torch.arange(32) + 0.5) / 32
+    drawn = [surrogate.rollout(context, 2, {"nu": 0.01}, members=3, points=points) for points in (None, nodes)]
+    torch.testing.assert_close(drawn[0], drawn[1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_member_that_diverged_leaves_the_others_to_each_other() -> None:
+    simulator = make_simulator()
+    assert simulator.corrector is not None
+    simulator.corrector.contract(limit_of(0.6, 4))
+    members = torch.randn(5, 2, 3, 4, 8, generator=torch.Generator().manual_seed(0))
+    whole = simulator.corrector.towards_mean(members[:4], TASK)
+    members[4, :, 1:] = 1.0
+    members[4, :, 1:, 0, 0] = math.nan
+    found = simulator.corrector.towards_mean(members, TASK)
+    torch.testing.assert_close(found[:4, :, 1:], whole[:, :, 1:])
+    torch.testing.assert_close(found[4, :, 1:], members[4, :, 1:], equal_nan=True)
+    assert (found[:, :, 0] - members[:, :, 0]).abs().min() > 0
+    alone = simulator.corrector.towards_mean(members[:1], TASK)
+    assert torch.equal(alone, members[:1])
+
+
+@pytest.mark.parametrize("num", [2, 5, 50])
+def test_members_of_any_number_are_moved_to_where_their_spread_fits_their_means_error(num: int) -> None:
+    """Three times as far apart as the truth is from their centre, however many of them were calibrated by."""
+    rng = torch.Generator().manual_seed(0)
+    members, truth = 3 * torch.randn(num, 20000, generator=rng), torch.randn(20000, generator=rng)
+    limit = limit_of(float(contraction(torch.tensor(1 / 3), torch.tensor(8))), 8)
+    moved = float(contraction(torch.tensor(limit), torch.tensor(num))) * (members - members.mean(0))
+    spread = (moved.square().sum(0).mean() / (num - 1) * (num + 1) / num).sqrt()
+    assert float(spread / (members.mean(0) - truth).square().mean().sqrt()) == pytest.approx(1.0, rel=0.02)
 
 
 @pytest.mark.parametrize("student", [False, True])

@@ -107,7 +107,7 @@ def test_a_fit_holds_no_more_than_the_batch_at_hand_and_the_one_before() -> None
 
 
 def test_a_lossy_codec_starts_at_the_components_of_the_first_frames_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ups.models.simulator.CODEC_FRAMES", 25)
+    monkeypatch.setattr("ups.models.codec.FITTED", 25)
     simulator = Simulator({"task": make_spec()}, replace(SMALL, latent_dim=2))
     u = torch.randn(120, 1, 32)
     u[25:] *= 1000

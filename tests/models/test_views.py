@@ -16,7 +16,7 @@ from ups.models.diffusion import DiffusionArchitecture
 from ups.models.emulator import TaskSpec
 from ups.models.simulator import Simulator
 from ups.models.step import static_fields
-from ups.models.views import PLAIN, Members, View, Views
+from ups.models.views import PLAIN, Seen, Views
 from ups.physics.equations import EQUATIONS, get_equation
 from ups.training.diffusion import ResidualSteps, fit_memory, fit_scales
 
@@ -146,6 +146,16 @@ def test_no_view_is_paid_for_twice() -> None:
     assert views_of(spec_of("burgers1d")).of_step(3, 12)[1] == 12, "they differ by how far they are moved"
 
 
+@pytest.mark.parametrize("unit", [1, 4])
+@pytest.mark.parametrize(("task", "size"), [("advection1d", 16), ("burgers1d", 16), ("kolmogorov2d", 32)])
+def test_all_views_that_may_be_paid_for_differ(task: str, size: int, unit: int) -> None:
+    views = views_of(spec_of(task, size))
+    views.keep_tokens(unit)
+    count = views.of_step(3, 10**6)[1]
+    assert count == views.distinct
+    assert len({views.at(index) for index in range(count)}) == count
+
+
 def test_views_that_a_grid_does_not_have_are_left_out() -> None:
     centred = spec_of("kolmogorov2d")
     origin = tuple(low - step / 2 for low, step in zip(centred.origin, centred.spacing, strict=True))
@@ -160,14 +170,15 @@ def test_views_that_a_grid_does_not_have_are_left_out() -> None:
     assert views_of(stretched).number == 4
 
 
-def test_what_a_lossy_codec_left_stays_on_its_tokens() -> None:
-    simulator = make_simulator("burgers1d", 1, latent_dim=2)
-    views = simulator.physics["burgers1d"].views
-    shifts = [views.at(index).shift[0] for index in range(8)]
+@pytest.mark.parametrize(("task", "size"), [("burgers1d", 32), ("kolmogorov2d", 48)])
+def test_what_a_lossy_codec_left_stays_on_its_tokens(task: str, size: int) -> None:
+    """Where motions move a grid by parts of tokens, only those are left that move it by whole ones."""
+    views = make_simulator(task, 1, size, latent_dim=2).physics[task].views
+    shifts = [cells for index in range(32) for cells in views.at(index).shift]
     assert len(set(shifts)) > 2
-    assert all(shift % 4 == 0 for shift in shifts)
-    exact = make_simulator("burgers1d", 1).physics["burgers1d"].views
-    assert any(exact.at(index).shift[0] % 4 for index in range(8))
+    assert all(cells % 4 == 0 for cells in shifts)
+    exact = make_simulator(task, 1, size).physics[task].views
+    assert any(cells % 4 for index in range(32) for cells in exact.at(index).shift)
 
 
 def test_an_unknown_equation_is_seen_as_it_is() -> None:
@@ -212,7 +223,7 @@ def test_a_correction_is_made_in_the_view_of_its_step() -> None:
     views, normalizer = simulator.physics[task].views, simulator.normalizers[task]
     u, met = torch.randn(2, 1, 1, 16, generator=torch.Generator().manual_seed(0)), []
 
-    def correct(u_hat: Tensor, u_next: Tensor, view: View | Members) -> Tensor:
+    def correct(u_hat: Tensor, u_next: Tensor, view: Seen) -> Tensor:
         met.append((u_hat, u_next, view))
         return u_next
 
@@ -231,7 +242,7 @@ def test_each_member_sees_views_of_its_own() -> None:
     views, normalizer = simulator.physics[task].views, simulator.normalizers[task]
     u = torch.randn(2, 1, 1, 16, generator=torch.Generator().manual_seed(0)).repeat(members, 1, 1, 1)
 
-    def correct(u_hat: Tensor, u_next: Tensor, view: View | Members) -> Tensor:
+    def correct(u_hat: Tensor, u_next: Tensor, view: Seen) -> Tensor:
         met.append((u_hat, view))
         return u_next
 

@@ -96,6 +96,10 @@ def test_the_whole_stack_leaves_an_ensemble_behind(burgers: Path) -> None:
         assert file["members"].shape == (4, 12, 3, 1, 32)
         mean = torch.from_numpy(file["members"][:]).mean(0)[:, :, 0]
         torch.testing.assert_close(torch.from_numpy(file["tensor"][:, 1:]), mean)
+    for views, told in ((1, False), (2, True)):
+        said = Told()
+        rollout_file(folder, data, 1, burgers.parent / f"{views}.h5", None, members=2, progress=said, views=views)
+        assert any(f"with {views} they may be too near" in line for line in said.lines) == told
     sim = ups.load(folder)
     u0 = torch.randn(2, 1, 32)
     assert sim.rollout(u0, steps=3, members=4).shape == (4, 2, 3, 1, 32)

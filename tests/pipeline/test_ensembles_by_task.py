@@ -16,6 +16,7 @@ from torch import Tensor
 from ups.config.load import load_settings
 from ups.data.fields import Batch
 from ups.data.windows import WindowLoader
+from ups.models.corrector import limit_of
 from ups.models.simulator import Simulator
 from ups.pipeline.calibration import CONTRACTIONS, calibrate
 from ups.pipeline.effort import DISTANCE_BATCHES, EnsembleSize
@@ -68,18 +69,19 @@ def test_calibration_sets_each_task_to_what_its_own_scores_say(
     def scores(*_: object) -> list[list[float]]:
         return [[crps(float(corrector.scales[task].widen), truth[task])] * 4 for task in workspace.splits["valid"]]
 
-    best = {"advection1d": CONTRACTIONS[10], "burgers1d": CONTRACTIONS[20]}
+    best = {"advection1d": CONTRACTIONS[16], "burgers1d": CONTRACTIONS[20]}
 
     def contracted(*_: object) -> list[Tensor]:
         shares = torch.tensor(CONTRACTIONS)
-        return [1 + (shares - best[task]).square().expand(4, -1) for task in workspace.splits["valid"]]
+        scores = {task: 1 + (shares - each).square().expand(4, -1) for task, each in best.items()}
+        return [torch.cat([scores[task][:, :1], scores[task]], dim=1) for task in workspace.splits["valid"]]
 
     monkeypatch.setattr("ups.pipeline.calibration.ensemble_errors", scores)
     monkeypatch.setattr("ups.pipeline.calibration.score_ensembles", contracted)
     calibrate(workspace, "diff_residual", simulator, ResidualSteps(simulator, {}), SIZE)
     for task, spread in truth.items():
         assert float(corrector.scales[task].widen) == pytest.approx(spread, rel=0.02)
-        assert float(corrector.scales[task].contract) == pytest.approx(best[task])
+        assert float(corrector.scales[task].contract) == pytest.approx(limit_of(best[task], SIZE.members))
 
 
 def test_every_task_has_the_scales_and_the_memory_of_its_own_residuals(

@@ -70,15 +70,17 @@ def contracted_crps(
     def score(members: Tensor, u: Tensor) -> Tensor:
         mean = members.mean(0)
         deviation, missed = members - mean, mean - u
-        apart = (members - u).abs().mean(0) - scoringrules.crps_ensemble(
-            u, members, 0, estimator="nrg", backend="torch"
-        )
-        return torch.stack([(missed + c * deviation).abs().mean(0) - c * apart for c in factors], dim=-1)
+        crps = scoringrules.crps_ensemble(u, members, 0, estimator="nrg", backend="torch")
+        apart = (members - u).abs().mean(0) - crps
+        each = [(missed + c * deviation).abs().mean(0) - c * apart for c in factors]
+        return torch.stack([one.flatten(2).mean(2) for one in each], dim=-1)
 
-    found = _point_by_point(score, ensemble, truth, len(ensemble) ** 2 + len(factors))
-    size = mean_square(truth)
-    each = [over_size(_over_the_grid(one, truth).mean(1), size) for one in found.unbind(-1)]
-    return torch.stack(each, dim=1)
+    frames, points = truth.flatten(0, 1), truth[0, 0].numel()
+    size = max(1, CHUNK_VALUES // (points * len(ensemble) ** 2))
+    pieces = zip(ensemble.flatten(1, 2).split(size, dim=1), frames.split(size), strict=True)
+    found = torch.cat([score(members.double(), u.double()) for members, u in pieces]).unflatten(0, truth.shape[:2])
+    power = mean_square(truth)
+    return torch.stack([over_size(one.mean(1), power) for one in found.unbind(-1)], dim=1)
 
 
 def member_variance(ensemble: Ensembles) -> PerFrame:

@@ -11,7 +11,7 @@ starts it at the best linear subspace of the training data (principal components
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from einops import rearrange
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 POINTS = 6  # of the interpolation kernel, per axis
 NEAR_VALUES = 2**24  # grid values gathered around points at once, at most, but those of one point: memory stays small
+FITTED = 4096  # samples that a lossy codec's principal components are taken of, at most
 ROUNDING = 2e-6  # largest entry of what an isometry in float32 is from one
 
 
@@ -121,6 +122,18 @@ class Codec(nn.Module):
         weight = components.reshape(self.encoder.shape).to(self.encoder.dtype)
         self.encoder.copy_(weight)
         self.decoder.copy_(weight)
+
+    def fit_first(self, batches: Iterable[Float[Tensor, "batch channel *grid"]]) -> None:
+        """As `fit`, by the first `FITTED` of the samples; a lossless codec reads none of them."""
+        samples: list[Tensor] = []
+        wanted = 0 if self.lossless else FITTED
+        for batch in batches if wanted else ():
+            samples.append(batch[:wanted])
+            wanted -= len(samples[-1])
+            if wanted == 0:
+                break
+        if samples:
+            self.fit(torch.cat(samples))
 
 
 def lagrange_stencil(position: Float[Tensor, " point"], size: int, periodic: bool) -> tuple[Tensor, Tensor]:

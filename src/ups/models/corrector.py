@@ -7,6 +7,7 @@ codec that loses nothing this is the latent space, turned.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,16 +34,16 @@ from ups.models.emulator import TaskSpec
 from ups.models.layers import ModuleMap, full_precision
 from ups.models.noise import MEMORY, NoiseSeries
 from ups.models.step import Physics
-from ups.models.views import PLAIN, Members, View
+from ups.models.views import PLAIN, Seen
 
 
 class ResidualScale(nn.Module):
     """The sizes that make one task's residual and change per step unit-variance, and how far samples spread.
 
     `residual` and `change` are root mean squares per field, in normalised units; `widen` multiplies how far a sample is
-    from the mean: 1 as trained, another value where validation roll-outs say so, as with `contract`, which multiplies
-    how far the members of an ensemble are from their mean in the end. `memory` are the correlations of errors, in units
-    of their spread, that are one step apart, two, and so on.
+    from the mean: 1 as trained, another value where validation roll-outs say so, as with `contract`, by which members
+    are moved towards their mean in the end (`contraction`). `memory` are the correlations of errors, in units of their
+    spread, that are one step apart, two, and so on.
     """
 
     residual: Tensor
@@ -101,22 +102,26 @@ class Corrector(nn.Module):
             self.scales[name].get_buffer("widen").fill_(factor)
 
     def contract(self, factor: float, task: str | None = None) -> None:
-        """Makes members of a task, or of all, end `factor` times as far from their mean as they were rolled out."""
+        """Makes very many members of a task, or of all, end `factor` times as far from their mean (`contraction`)."""
         for name in self.scales if task is None else (task,):
             self.scales[name].get_buffer("contract").fill_(factor)
 
-    def gather(self, members: Float[Tensor, "member ..."], task: str) -> Float[Tensor, "member ..."]:
-        """The members of ensembles as far from their mean as a calibration says, where all of them are finite.
+    def towards_mean(
+        self, members: Float[Tensor, "member sample time ..."], task: str
+    ) -> Float[Tensor, "member sample time ..."]:
+        """Members of ensembles, those that are finite moved to where a calibration says, frame by frame.
 
         Each becomes a mean of members, itself most, so that it keeps what they all keep (member-by-member
         post-processing, Van Schaeybroeck and Vannitsem 2015).
         """
-        factor = self.scales[task].contract
-        if bool(factor == 1):
+        limit = self.scales[task].contract
+        if bool(limit == 1):
             return members
-        mean = members.mean(0)
-        gathered = mean + factor * (members - mean)
-        return torch.where(gathered.isfinite(), gathered, members)
+        finite = members.isfinite().flatten(3).all(-1)
+        finite = finite.reshape(*finite.shape, *[1] * (members.ndim - 3))
+        num = finite.sum(0).clamp_min(1)
+        mean = torch.where(finite, members, 0.0).sum(0) / num
+        return torch.where(finite, mean + contraction(limit, num) * (members - mean), members)
 
     @contextmanager
     def sampling(self, evaluations: int) -> Iterator[None]:
@@ -208,7 +213,7 @@ class Corrector(nn.Module):
         noise: NoiseSeries,
         *,
         student: bool = True,
-        view: View | Members = PLAIN,
+        view: Seen = PLAIN,
     ) -> Float[Tensor, "batch channel *grid"]:
         """The operator's normalised prediction with a sample of its error added; one step of the noise's series.
 
@@ -260,6 +265,20 @@ class Corrector(nn.Module):
         sizes = (sums / batches).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
         scale.residual.copy_(sizes[0].reshape(scale.residual.shape))
         scale.change.copy_(sizes[1].reshape(scale.change.shape))
+
+
+def contraction(limit: Tensor, num: Tensor) -> Tensor:
+    """How far some members are moved towards their mean where very many would be moved to `limit` of their distance.
+
+    Members of deviation s about a centre from which the truth deviates by limit s: the mean of M of them is s / sqrt(M)
+    off the centre. It fits their spread, (M + 1) / M c^2 s^2 = (limit^2 + 1 / M) s^2, at this c.
+    """
+    return ((num * limit.square() + 1) / (num + 1)).sqrt()
+
+
+def limit_of(factor: float, num: int) -> float:
+    """The `limit` at which `contraction` of so many members is this factor; 0 where it is less than for any limit."""
+    return math.sqrt(max(0.0, (num + 1) * factor**2 - 1) / num)
 
 
 def carry_by(physics: Physics, mean: Tensor | None) -> Callable[[Tensor], Tensor] | None:

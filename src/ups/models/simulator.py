@@ -26,13 +26,11 @@ from ups.models.lowpass import low_pass
 from ups.models.noise import NoiseSeries
 from ups.models.operator import LatentOperator
 from ups.models.step import StepEmulator
-from ups.models.views import Members, View
+from ups.models.views import Seen
 from ups.physics.guards import Guards
 
-Correct = Callable[[Tensor, Tensor, View | Members], Tensor]
+Correct = Callable[[Tensor, Tensor, Seen], Tensor]
 """(normalised context, normalised prediction, the view that both are seen in) -> corrected prediction."""
-
-CODEC_FRAMES = 4096  # frames that a lossy codec's principal components are taken of, at most
 
 
 class Simulator(StepEmulator):
@@ -71,7 +69,7 @@ class Simulator(StepEmulator):
             use_activation_checkpoint=a.use_activation_checkpoint,
         )  # fmt: skip
         for task, codec in self.codecs.items():
-            self.physics[task].views.unit = 1 if codec.lossless else a.patch
+            self.physics[task].views.keep_tokens(1 if codec.lossless else a.patch)
         self.corrector: Corrector | None = None
         self.guards = {task: self._guards_of(task, a.guards) for task in tasks}
         for task, spec in tasks.items():
@@ -308,10 +306,17 @@ class Simulator(StepEmulator):
         z = self.rollout_latent(
             context, steps, task=task, dt=dt, params=params, mode=mode, correct=correct, members=members
         )
-        return self.corrector.gather(z.unflatten(0, (members, -1)), task).flatten(0, 1)
+        return self.corrector.towards_mean(z.unflatten(0, (members, -1)), task).flatten(0, 1)
 
     def _corrected(
-        self, u_hat: Tensor, u_next: Tensor, view: View | Members, *, task: str, features: Tensor, noise: NoiseSeries
+        self,
+        u_hat: Tensor,
+        u_next: Tensor,
+        view: Seen,
+        *,
+        task: str,
+        features: Tensor,
+        noise: NoiseSeries,
     ) -> Tensor:
         assert self.corrector is not None
         return self.corrector.correct(task, self.physics[task], u_hat, u_next, features, noise, view=view)
@@ -332,14 +337,4 @@ class Simulator(StepEmulator):
     def fit(self, task: str, pairs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
         """As `StepEmulator.fit`; a lossy codec starts at the principal components of the first frames."""
         super().fit(task, pairs)
-        codec, normalizer = self.codecs[task], self.normalizers[task]
-        if codec.lossless:
-            return
-        frames: list[Tensor] = []
-        wanted = CODEC_FRAMES
-        for before, _, _ in pairs:
-            frames.append(normalizer(before[:wanted]))
-            wanted -= len(frames[-1])
-            if wanted == 0:
-                break
-        codec.fit(torch.cat(frames))
+        self.codecs[task].fit_first(self.normalizers[task](before) for before, _, _ in pairs)

@@ -22,7 +22,7 @@ from ups.models.frame import MovingFrame
 from ups.models.layers import ModuleMap, full_precision
 from ups.models.propagator import LinearPropagator
 from ups.models.rest import Rest
-from ups.models.views import PLAIN, Members, View, Views
+from ups.models.views import PLAIN, Seen, Views
 from ups.physics.equations import get_equation
 
 LINEAR_PAYS = 0.5
@@ -167,7 +167,7 @@ class StepEmulator(Emulator):
         """Views of the field that each step of a roll-out is the mean over."""
         return self._symmetrize
 
-    def look(self, task: str, number: int | None, members: int = 1) -> tuple[View | Members, int]:
+    def look(self, task: str, number: int | None, members: int = 1) -> tuple[Seen, int]:
         """How a roll-out's step after `number` others sees the fields, and of how many views of that it is the mean.
 
         None is a step of training, which sees them as they are: its augmentation has moved them. Members of an ensemble

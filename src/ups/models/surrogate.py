@@ -91,7 +91,7 @@ class Surrogate:
             corrector_every: steps between corrections of an ensemble's members; None is as trained.
             views: of the field that a step is the mean over (`operator.symmetrize`): more take as many times as long
                 and are nearer where a symmetry is what the network lacks; 0 sees fields as they are, None is as
-                trained.
+                trained. How far members are apart was calibrated for that.
             extrapolate: let parameters lie outside the range trained on.
 
         Returns:

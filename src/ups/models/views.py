@@ -40,8 +40,8 @@ class View:
     odd: bool
 
 
-Members = tuple[View, ...]
-"""The view of each member of an ensemble, whose samples follow each other in a batch, one member after the other."""
+Seen = View | tuple[View, ...]
+"""One view of all fields, or one for each member of an ensemble, whose samples follow each other in a batch."""
 
 PLAIN = View(False, (), (), False)
 """The field as it is."""
@@ -60,8 +60,8 @@ class Views(nn.Module):
 
     Attributes:
         number: of views that do not differ by a translation alone.
-        unit: cells that views are moved by a multiple of. A lossy codec leaves traces of its tokens in the fields,
-            which its operator was never shown elsewhere.
+        distinct: of all before the first comes again, moved as it was.
+        unit: cells that views are moved by a multiple of (`keep_tokens`).
     """
 
     odd: Tensor
@@ -77,18 +77,27 @@ class Views(nn.Module):
         self.register_buffer("odd", (parity < 0).reshape(shape), persistent=False)
         self.register_buffer("middle", (mean / std).reshape(shape), persistent=False)
         self.moved = tuple(axis for axis in known.axes_with("translation") if spec.periodic[axis]) if known else ()
-        self.strides = [_stride(spec.lattice[axis], share) for axis, share in zip(self.moved, STRIDES, strict=False)]
-        self.unit = 1
         self.mirrors = known.axes_with("reflection") if known else ()
         square = len(set(spec.lattice)) == 1 and math.isclose(min(spec.spacing), max(spec.spacing), rel_tol=1e-3)
         self.swaps = known is not None and "rotation" in known.symmetries and spec.axes == 2 and square
         motions = [(motion, motion.every(spec.lattice)) for motion in known.motions] if known else []
         self.motions = [(motion, every) for motion, every in motions if self._keeps(static, motion, every)]
+        self.keep_tokens(1)
+
+    def keep_tokens(self, unit: int) -> None:
+        """Leaves the views that move whole tokens of so many cells, or motions by whole ones, to whole ones.
+
+        A lossy codec leaves traces of its tokens in the fields, which its operator was never shown elsewhere.
+        """
+        self.unit, tokens = unit, tuple(size // unit for size in self.lattice)
+        self.strides = [_stride(tokens[axis], share) for axis, share in zip(self.moved, STRIDES, strict=False)]
+        self.motions = [(motion, math.lcm(every, motion.every(tokens))) for motion, every in self.motions]
         orders = [motion.order // every for motion, every in self.motions]
         self.orders = [2] * (len(self.mirrors) + self.swaps) + orders
         self.number = math.prod(self.orders)
-        sizes = math.prod(spec.lattice[axis] for axis in self.moved)
-        self.more = next(more for more in range(sizes) if math.gcd(self.number + more, sizes) == 1)
+        places = math.lcm(*(tokens[axis] for axis in self.moved))
+        self.distinct = self.number * places
+        self.more = next(more for more in range(places) if math.gcd(self.number + more, places) == 1)
         # Moves between two of a kind, so that each kind visits every place.
 
     def _keeps(self, static: Tensor, motion: Motion, every: int) -> bool:
@@ -115,7 +124,7 @@ class Views(nn.Module):
             flips[axis] += digit
         step = index + turn * self.more
         for axis, stride in zip(self.moved, self.strides, strict=False):
-            shift[axis] += step * stride // self.unit * self.unit if self.unit > 1 else step * stride
+            shift[axis] += step * stride * self.unit
         for (motion, every), digit in zip(self.motions, times[len(times) - len(self.motions) :], strict=True):
             mirrored, cells = self._moved_by(motion, every * digit)
             flips = [sum(pair) for pair in zip(flips, mirrored, strict=True)]
@@ -130,13 +139,13 @@ class Views(nn.Module):
     def of_step(self, number: int, count: int) -> tuple[View, int]:
         """How a roll-out's step after `number` others sees the fields, and of how many views of that it is the mean.
 
-        These are at most as many as there are, and not all of them are those of the step before.
+        These are at most as many as there are.
         """
-        count = count if self.moved else min(count, self.number)
+        count = min(count, self.distinct)
         return self.at(number * count), count
 
     def see(
-        self, u_hat: Float[Tensor, "*batch channel *grid"], view: View | Members, *, change: bool = False
+        self, u_hat: Float[Tensor, "*batch channel *grid"], view: Seen, *, change: bool = False
     ) -> Float[Tensor, "*batch channel *grid"]:
         """Normalised fields as a view shows them; or, with `change`, differences of such fields."""
         if isinstance(view, tuple):
@@ -149,7 +158,7 @@ class Views(nn.Module):
         return u_hat.roll(view.shift, tuple(range(first, u_hat.ndim))) if any(view.shift) else u_hat
 
     def back(
-        self, u_hat: Float[Tensor, "*batch channel *grid"], view: View | Members, *, change: bool = False
+        self, u_hat: Float[Tensor, "*batch channel *grid"], view: Seen, *, change: bool = False
     ) -> Float[Tensor, "*batch channel *grid"]:
         """What `see` shows so."""
         if isinstance(view, tuple):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from itertools import chain
 from statistics import fmean, pvariance
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ups.evaluation.uncertainty import contracted_crps
+from ups.evaluation.uncertainty import contracted_crps, relative_crps
+from ups.models.corrector import limit_of
 from ups.models.simulator import Simulator
 from ups.pipeline.effort import EnsembleSize
 from ups.pipeline.ensembles import ensemble_errors, measure_memory, operator_error, score_ensembles
@@ -43,36 +43,46 @@ def calibrate(workspace: Workspace, stage: str, simulator: Simulator, steps: Res
     simulator.eval()
     corrector.contract(1.0)
     measure_memory(workspace, steps)
-    found: dict[float, list[list[float]]] = {}
+    found: dict[float, dict[str, list[float]]] = {}
+    tasks = list(workspace.splits["valid"])
     progress.start(f"calibrate {stage}", unit="ensembles")
     progress.say(f"calibrating how far samples of {stage} spread, by validation ensembles: {size}")
     for widen in (*WIDENINGS, NARROWER):
-        if widen == NARROWER and _some_drawn_finite(found):
+        if widen == NARROWER and not diverging(found, tasks):
             break
         corrector.widen(widen)
-        found[widen] = ensemble_errors(workspace, simulator, size)
+        found[widen] = dict(zip(tasks, ensemble_errors(workspace, simulator, size), strict=True))
         progress.update(len(found))
-    if not _some_drawn_finite(found):
+    if bad := diverging(found, tasks):
         raise DivergedError(
-            "every validation ensemble diverged; train the residual diffusion longer, or lower its rate"
+            f"validation ensembles of {', '.join(bad)} diverged, however little they spread; train the residual "
+            "diffusion longer, or lower its rate"
         )
-    spread = {
-        task: trusted_widening({widen: scores[number] for widen, scores in found.items()})
-        for number, task in enumerate(workspace.splits["valid"])
-    }
+    spread = {task: trusted_widening({widen: scores[task] for widen, scores in found.items()}) for task in tasks}
     for task, factor in spread.items():
         corrector.widen(factor, task)
-    scores = score_ensembles(partial(contracted_crps, factors=CONTRACTIONS), workspace, simulator, size)
-    apart = dict(zip(spread, map(trusted_contraction, scores), strict=True))
+    last = dict(zip(tasks, score_ensembles(_crps_and_contracted, workspace, simulator, size), strict=True))
+    apart = {task: trusted_contraction(scores[:, 1:]) for task, scores in last.items()}
+    means = {task: float(scores[:, 0].mean()) for task, scores in last.items()}
+    for task in [task for task, mean in means.items() if not math.isfinite(mean)]:  # between or beyond those tried
+        whole = {widen: fmean(scores[task]) for widen, scores in found.items() if widen}
+        spread[task] = min(filter(lambda widen: math.isfinite(whole[widen]), whole), key=lambda widen: whole[widen])
+        means[task] = whole[spread[task]]
+        corrector.widen(spread[task], task)
     for task, factor in apart.items():
-        corrector.contract(factor, task)
-    means = {widen: fmean(map(fmean, scores)) for widen, scores in found.items()}
-    alone, least = operator_error(workspace, simulator, size), min(filter(math.isfinite, means.values()))
+        corrector.contract(limit_of(factor, size.members), task)
+    alone = operator_error(workspace, simulator, size)
     spread_by, apart_by = (", ".join(f"{factor:.3g}" for factor in each.values()) for each in (spread, apart))
     progress.finish(
-        f"samples spread {spread_by} times as far as trained, and members end {apart_by} times as far from their mean; "
-        f"the least CRPS of those tried is {least:.3g} of the field's size, the operator's absolute error {alone:.3g}"
+        f"samples spread {spread_by} times as far as trained: CRPS {fmean(means.values()):.3g} of the field's size, "
+        f"the operator's absolute error {alone:.3g}; {size.members} members end {apart_by} times as far from their mean"
     )
+
+
+def diverging(found: Mapping[float, Mapping[str, Sequence[float]]], tasks: Sequence[str]) -> list[str]:
+    """The tasks whose drawn ensembles all have a score that is not finite, of some trajectory, at any spread."""
+    drawn = [scores for widen, scores in found.items() if widen]
+    return [task for task in tasks if not any(all(map(math.isfinite, scores[task])) for scores in drawn)]
 
 
 def trusted_widening(scores: Mapping[float, Sequence[float]]) -> float:
@@ -158,6 +168,6 @@ def best_widening(scores: Mapping[float, float]) -> float:
     return min(max(best, NARROWEST), WIDEST)
 
 
-def _some_drawn_finite(found: Mapping[float, Sequence[Sequence[float]]]) -> bool:
-    """Whether of some widening that draws, every trajectory of every task has a score that is a number."""
-    return any(drawn and all(map(math.isfinite, chain.from_iterable(scores))) for drawn, scores in found.items())
+def _crps_and_contracted(members: Tensor, truth: Tensor) -> Float[Tensor, "sample score"]:
+    """The fair CRPS of the members, and that of each of the ensembles that `CONTRACTIONS` make of them."""
+    return torch.cat([relative_crps(members, truth)[:, None], contracted_crps(members, truth, CONTRACTIONS)], dim=1)

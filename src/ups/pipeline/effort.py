@@ -90,7 +90,7 @@ class Effort:
     def of(cls, workspace: Workspace, objective: DiffusionObjective | DistillObjective, batch_size: int) -> Effort:
         """The work of a stage that trains by batches of so many windows."""
         settings, sizes = workspace.settings, objective.corrector.architecture
-        views = max(1, objective.steps.simulator.symmetrize)
+        views = max(objective.steps.simulator.look(task, 0)[1] for task in workspace.splits["valid"])
         called, step = batch_size + CALL, views + 2.0 * (1 + BACKWARD)  # the operator; moments and flow with gradients
         distance = 0.0
         if isinstance(objective, DistillObjective):

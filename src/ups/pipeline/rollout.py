@@ -20,6 +20,7 @@ from ups.data.trajectories import Source, not_finite, time_step
 from ups.errors import UpsError, UsageError
 from ups.files import write_whole
 from ups.models.emulator import TaskSpec
+from ups.models.simulator import Simulator
 from ups.models.surrogate import Surrogate, load
 from ups.physics.equations import get_equation
 from ups.pipeline.before import require_rollout
@@ -59,7 +60,7 @@ def rollout_file(
         mode: `latent` or `physical`; None is as the run was evaluated.
         guards: instead of those that the model was trained with; () is none of them.
         corrector_every: steps between corrections of an ensemble's members, instead of those trained with.
-        views: that a step is the mean over, instead of those trained with.
+        views: that a step is the mean over, instead of those trained with, for which members were calibrated.
         device: to compute on, `auto`, `cpu` or `cuda`; None takes the run's own.
 
     Raises:
@@ -77,6 +78,8 @@ def rollout_file(
         spec, axes = matching_spec(surrogate, kept)
         warn_of_extrapolation(spec, file.params, progress)
         mode = mode or (None if spec.steady else evaluated)
+        if members and views is not None:
+            warn_of_views(surrogate, views, progress)
         predictions, context = [], first_frames(kept, spec.context)
         together = max(1, BATCH // (members or 1))
         progress.start("roll out", float(file.num_trajectories), "trajectories")
@@ -120,6 +123,16 @@ def rollout_file(
             target["members"] = drawn.numpy()
         target.flush()
         write_whole(out, target.id.get_file_image())
+
+
+def warn_of_views(surrogate: Surrogate, views: int, progress: Progress) -> None:
+    """Says that how far members are apart was calibrated for other views of the fields."""
+    trained = surrogate.emulator.symmetrize if isinstance(surrogate.emulator, Simulator) else views
+    if views != trained:
+        progress.say(
+            f"views: how far members are apart was calibrated with {trained} a step; "
+            f"with {views} they may be too near to each other or too far apart"
+        )
 
 
 def read_points(path: Path) -> np.ndarray:

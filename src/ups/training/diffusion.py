@@ -23,7 +23,7 @@ from ups.models.diffusion import Condition, angle, even_times, on_circle, spread
 from ups.models.layers import full_precision
 from ups.models.noise import MEMORY, standard_noise
 from ups.models.simulator import Simulator
-from ups.models.views import Members, View
+from ups.models.views import Seen
 from ups.training.losses import least_norm, relative_l2, spectral_loss
 from ups.training.objectives import Metrics, Scalar
 
@@ -79,7 +79,7 @@ class ResidualSteps:
         normalizer, seen = simulator.normalizers[task], list[tuple[Tensor, Tensor]]()
         view, _ = simulator.look(task, number)
 
-        def note(u_hat: Tensor, u_next: Tensor, _: View | Members) -> Tensor:
+        def note(u_hat: Tensor, u_next: Tensor, _: Seen) -> Tensor:
             seen.append((u_hat, u_next))
             return u_next
 
