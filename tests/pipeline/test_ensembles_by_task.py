@@ -66,18 +66,18 @@ def test_calibration_sets_each_task_to_what_its_own_scores_say(
     def crps(widen: float, t: float) -> float:
         return (math.sqrt(2 * (widen**2 + t**2)) - widen) / math.sqrt(math.pi)
 
-    def scores(*_: object) -> list[list[float]]:
-        return [[crps(float(corrector.scales[task].widen), truth[task])] * 4 for task in workspace.splits["valid"]]
-
     best = {"advection1d": CONTRACTIONS[16], "burgers1d": CONTRACTIONS[20]}
+    shares = torch.tensor(CONTRACTIONS)
 
-    def contracted(*_: object) -> list[Tensor]:
-        shares = torch.tensor(CONTRACTIONS)
-        scores = {task: 1 + (shares - each).square().expand(4, -1) for task, each in best.items()}
-        return [torch.cat([scores[task][:, :1], scores[task]], dim=1) for task in workspace.splits["valid"]]
+    def scored(*_: object) -> list[Tensor]:
+        found = []
+        for task in workspace.splits["valid"]:
+            widen = float(corrector.scales[task].widen)
+            both = torch.tensor([crps(widen, truth[task]), widen**2])
+            found.append(torch.cat([both, 1 + (shares - best[task]).square()]).expand(4, -1))
+        return found
 
-    monkeypatch.setattr("ups.pipeline.calibration.ensemble_errors", scores)
-    monkeypatch.setattr("ups.pipeline.calibration.score_ensembles", contracted)
+    monkeypatch.setattr("ups.pipeline.calibration.score_ensembles", scored)
     calibrate(workspace, "diff_residual", simulator, ResidualSteps(simulator, {}), SIZE)
     for task, spread in truth.items():
         assert float(corrector.scales[task].widen) == pytest.approx(spread, rel=0.02)

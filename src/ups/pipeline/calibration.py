@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ups.evaluation.uncertainty import contracted_crps, relative_crps
+from ups.evaluation.metrics import mean_square, over_size
+from ups.evaluation.uncertainty import contracted_crps, member_variance, relative_crps
 from ups.models.corrector import limit_of
 from ups.models.simulator import Simulator
 from ups.pipeline.effort import EnsembleSize
-from ups.pipeline.ensembles import ensemble_errors, measure_memory, operator_error, score_ensembles
+from ups.pipeline.ensembles import measure_memory, operator_error, score_ensembles
 from ups.pipeline.workspace import Workspace
 from ups.training.diffusion import ResidualSteps
 from ups.training.monitor import DivergedError
@@ -24,9 +25,11 @@ WIDENINGS = (0.0, 1.0, 2.0)  # of the samples' spread, at which validation ensem
 NARROWER = 0.5  # of it, where ensembles that spread as far as trained diverge
 NARROWEST, WIDEST = 0.1, 3.3  # that a calibration may choose: members differ, and little beyond those scored
 AS_ROLLED_OUT = 24  # the place, in what follows, of members that are not moved
-CONTRACTIONS = tuple(
-    1.05 ** (place - AS_ROLLED_OUT) for place in range(33)
-)  # of members towards their mean: all scored
+CONTRACTIONS = tuple(1.05 ** (place - AS_ROLLED_OUT) for place in range(33))  # of members towards their mean
+CRPS, VARIANCE, CONTRACTED = 0, 1, 2  # columns of the scores, the last the first of many
+
+Scores = Float[Tensor, "trajectory score"]
+"""What `ensemble_scores` says of some trajectories of a task."""
 
 
 def calibrate(workspace: Workspace, stage: str, simulator: Simulator, steps: ResidualSteps, size: EnsembleSize) -> None:
@@ -36,22 +39,25 @@ def calibrate(workspace: Workspace, stage: str, simulator: Simulator, steps: Res
     Members that are too far apart whatever is drawn, by their views or as trained, are moved towards their mean.
 
     Raises:
-        DivergedError: no ensemble is finite.
+        DivergedError: no drawn ensembles of some task are finite.
     """
     corrector, progress = simulator.corrector, workspace.progress
     assert corrector is not None
     simulator.eval()
     corrector.contract(1.0)
     measure_memory(workspace, steps)
-    found: dict[float, dict[str, list[float]]] = {}
-    tasks = list(workspace.splits["valid"])
+    tasks, found = list(workspace.splits["valid"]), dict[float, dict[str, Tensor]]()
+
+    def scored() -> dict[str, Tensor]:
+        return dict(zip(tasks, score_ensembles(ensemble_scores, workspace, simulator, size), strict=True))
+
     progress.start(f"calibrate {stage}", unit="ensembles")
     progress.say(f"calibrating how far samples of {stage} spread, by validation ensembles: {size}")
     for widen in (*WIDENINGS, NARROWER):
         if widen == NARROWER and not diverging(found, tasks):
             break
         corrector.widen(widen)
-        found[widen] = dict(zip(tasks, ensemble_errors(workspace, simulator, size), strict=True))
+        found[widen] = scored()
         progress.update(len(found))
     if bad := diverging(found, tasks):
         raise DivergedError(
@@ -61,11 +67,11 @@ def calibrate(workspace: Workspace, stage: str, simulator: Simulator, steps: Res
     spread = {task: trusted_widening({widen: scores[task] for widen, scores in found.items()}) for task in tasks}
     for task, factor in spread.items():
         corrector.widen(factor, task)
-    last = dict(zip(tasks, score_ensembles(_crps_and_contracted, workspace, simulator, size), strict=True))
-    apart = {task: trusted_contraction(scores[:, 1:]) for task, scores in last.items()}
-    means = {task: float(scores[:, 0].mean()) for task, scores in last.items()}
+    last = scored()
+    apart = {task: trusted_contraction(scores[:, CONTRACTED:]) for task, scores in last.items()}
+    means = {task: float(scores[:, CRPS].mean()) for task, scores in last.items()}
     for task in [task for task, mean in means.items() if not math.isfinite(mean)]:  # between or beyond those tried
-        whole = {widen: fmean(scores[task]) for widen, scores in found.items() if widen}
+        whole = {widen: float(scores[task][:, CRPS].mean()) for widen, scores in found.items() if widen}
         spread[task] = min(filter(lambda widen: math.isfinite(whole[widen]), whole), key=lambda widen: whole[widen])
         means[task] = whole[spread[task]]
         corrector.widen(spread[task], task)
@@ -79,31 +85,62 @@ def calibrate(workspace: Workspace, stage: str, simulator: Simulator, steps: Res
     )
 
 
-def diverging(found: Mapping[float, Mapping[str, Sequence[float]]], tasks: Sequence[str]) -> list[str]:
+def ensemble_scores(members: Tensor, truth: Tensor) -> Scores:
+    """What a calibration asks of ensembles, in these columns.
+
+    The fair CRPS; the members' variance over the mean square of the fields; and the CRPS of each of the ensembles that
+    `CONTRACTIONS` make of them.
+    """
+    variance = over_size(member_variance(members).mean(1).sqrt(), mean_square(truth)).square()
+    parts = [relative_crps(members, truth)[:, None], variance[:, None], contracted_crps(members, truth, CONTRACTIONS)]
+    return torch.cat(parts, dim=1)
+
+
+def diverging(found: Mapping[float, Mapping[str, Scores]], tasks: Sequence[str]) -> list[str]:
     """The tasks whose drawn ensembles all have a score that is not finite, of some trajectory, at any spread."""
     drawn = [scores for widen, scores in found.items() if widen]
-    return [task for task in tasks if not any(all(map(math.isfinite, scores[task])) for scores in drawn)]
+    return [task for task in tasks if not any(bool(scores[task][:, CRPS].isfinite().all()) for scores in drawn)]
 
 
-def trusted_widening(scores: Mapping[float, Sequence[float]]) -> float:
-    """The best widening, drawn back to 1, as trained, by as much as trajectories do not agree on it (`drawn_back`).
+def trusted_widening(scores: Mapping[float, Scores]) -> float:
+    """The best widening, drawn back to as far as trained by as much as trajectories do not agree on it (`drawn_back`).
 
-    Trajectories count alike, however large their errors: of scores over the trajectory's mean score the least is taken.
+    As far as trained is where members are as far apart as samples were trained to be, with what their views alone set
+    them apart (`apart_alone`). Trajectories count alike, however large their errors: of CRPS over the trajectory's mean
+    CRPS the least is taken.
 
     Args:
-        scores: CRPS of each trajectory, by widening; those of one widening are finite.
+        scores: by widening; those of one widening are finite.
     """
-    finite = {widen: each for widen, each in scores.items() if all(map(math.isfinite, each))}
+    alone = apart_alone({widen: each[:, VARIANCE].tolist() for widen, each in scores.items()})
+    finite = {w: each[:, CRPS].tolist() for w, each in scores.items() if bool(each[:, CRPS].isfinite().all())}
     sizes = [max(fmean(of_one), 0.0) or 1.0 for of_one in zip(*finite.values(), strict=True)]
     finite = {w: [score / size for score, size in zip(each, sizes, strict=True)] for w, each in finite.items()}
-    trained = math.log(2.0)
+    trained = math.log1p(max(NARROWEST, math.sqrt(max(0.0, 1 - alone**2))))
 
     def best(taken: Sequence[int]) -> float:
         means = {widen: fmean(each[number] for number in taken) for widen, each in finite.items()}
-        return math.log1p(best_widening(means)) - trained
+        return math.log1p(best_widening(means, alone)) - trained
 
     found = drawn_back(best, len(sizes)) if 1.0 in finite else best(range(len(sizes)))
     return math.expm1(found + trained)
+
+
+def apart_alone(variances: Mapping[float, Sequence[float]]) -> float:
+    """How far members are apart when nothing is drawn, in units of how far samples were trained to spread.
+
+    Their variance is a^2 + w^2 in these units: so a^2 / (a^2 + w^2) is the part of it, mean over trajectories, that is
+    there without draws. Measured at the widening nearest to 1; 0 where none, or not both, are finite.
+
+    Args:
+        variances: of each trajectory's members, by widening.
+    """
+    finite = {w: each for w, each in variances.items() if all(map(math.isfinite, each)) and (w == 0 or min(each) > 0)}
+    drawn = sorted(filter(None, finite), key=lambda widen: abs(widen - 1))
+    if 0.0 not in finite or not drawn:
+        return 0.0
+    part = fmean(none / some for none, some in zip(finite[0.0], finite[drawn[0]], strict=True))
+    return drawn[0] * math.sqrt(part / (1 - part)) if part < 1 else math.inf
 
 
 def trusted_contraction(scores: Float[Tensor, "trajectory contraction"]) -> float:
@@ -144,30 +181,24 @@ def drawn_back(best: Callable[[Sequence[int]], float], num: int) -> float:
     return whole * max(0.0, 1 - (num - 1) * pvariance(others) / whole**2)
 
 
-def best_widening(scores: Mapping[float, float]) -> float:
+def best_widening(scores: Mapping[float, float], alone: float = 0.0) -> float:
     """Where the CRPS of ensembles is least, by a curve through the scores of some widenings, each of which is noisy.
 
-    Members deviate by s^2 = a^2 + w^2, where a is what their views alone set them apart. Of a Gaussian of deviation s,
-    where the truth deviates by t, the expected CRPS is (sqrt(2 (s^2 + t^2)) - s) / sqrt(pi) (from its form as
-    E|X - Y| - E|X - X'| / 2, Gneiting and Raftery 2007), which is least at s = t. Scale, t and a of the curve whose
-    relative errors are least square; what is not finite does not count.
+    Members deviate by s^2 = alone^2 + w^2. Of a Gaussian of deviation s, where the truth deviates by t, the expected
+    CRPS is (sqrt(2 (s^2 + t^2)) - s) / sqrt(pi) (from its form as E|X - Y| - E|X - X'| / 2, Gneiting and Raftery 2007),
+    which is least at s = t. Scale and t of the curve whose relative errors are least square; what is not finite does
+    not count.
 
     Args:
         scores: CRPS by widening; one of them is finite.
+        alone: how far members are apart at 0.
     """
     finite = {widen: score for widen, score in scores.items() if math.isfinite(score)}
-    if len(finite) < 3 or min(finite.values()) <= 0:
+    if len(finite) < 3 or min(finite.values()) <= 0 or math.isinf(alone):
         return max(NARROWEST, min(finite, key=lambda widen: finite[widen]))
     widen, score = (np.array(values) for values in (list(finite), list(finite.values())))
-    t, a = np.meshgrid(np.geomspace(NARROWEST, 2 * WIDEST, 200), [0.0, *np.geomspace(NARROWEST, WIDEST, 60)])
-    deviation = np.hypot(widen, a[..., None])
-    curve = (np.sqrt(2 * (deviation**2 + t[..., None] ** 2)) - deviation) / score
+    t, deviation = np.geomspace(NARROWEST, 3 * WIDEST, 400)[:, None], np.hypot(widen, alone)
+    curve = (np.sqrt(2 * (deviation**2 + t**2)) - deviation) / score
     scale = curve.sum(-1, keepdims=True) / np.square(curve).sum(-1, keepdims=True)
-    nearest = np.square(scale * curve - 1).sum(-1).argmin()
-    best = math.sqrt(max(0.0, t.flat[nearest] ** 2 - a.flat[nearest] ** 2))
-    return min(max(best, NARROWEST), WIDEST)
-
-
-def _crps_and_contracted(members: Tensor, truth: Tensor) -> Float[Tensor, "sample score"]:
-    """The fair CRPS of the members, and that of each of the ensembles that `CONTRACTIONS` make of them."""
-    return torch.cat([relative_crps(members, truth)[:, None], contracted_crps(members, truth, CONTRACTIONS)], dim=1)
+    nearest = float(t[np.square(scale * curve - 1).sum(-1).argmin(), 0])
+    return min(max(math.sqrt(max(0.0, nearest**2 - alone**2)), NARROWEST), WIDEST)

@@ -131,7 +131,8 @@ def warn_of_views(surrogate: Surrogate, views: int, progress: Progress) -> None:
     if views != trained:
         progress.say(
             f"views: how far members are apart was calibrated with {trained} a step; "
-            f"with {views} they may be too near to each other or too far apart"
+            f"with {views} they may be too near to each other or too far apart; "
+            f"train with operator.symmetrize={views} for members that are calibrated so"
         )
 
 
