@@ -231,8 +231,8 @@ def rollout(
         typer.Option(
             min=0,
             metavar="N",
-            help="Mirrored and moved views a step is the mean over (operator.symmetrize): 2 or 4 are often more accurate "
-            "and take 2 or 4 times as long; 0 sees the fields as they are. Default: as trained.",
+            help="Mirrored and moved views a step is the mean over (operator.symmetrize): 2 or 4 are often more "
+            "accurate and take 2 or 4 times as long; 0 sees the fields as they are. Default: as trained.",
         ),
     ] = None,
     mode: Annotated[
