@@ -131,9 +131,10 @@ def test_what_does_not_fit_a_finished_run_is_refused(burgers: Path, tmp_path: Pa
     write_task(tmp_path / "slow.hdf5", "burgers1d", num=3, frames=3, resolution=32, nu=0.01)
     with pytest.raises(UpsError, match=r"frames are \S+ apart, but the model steps"):
         rollout_file(folder, tmp_path / "slow.hdf5", 2, tmp_path / "out.h5", None)
-    (tmp_path / "bad.npy").write_bytes(b"nothing")
-    with pytest.raises(UsageError, match="no array of points"):
-        rollout_file(folder, tmp_path / "fine.hdf5", 2, tmp_path / "out.h5", tmp_path / "bad.npy")
+    for content in (b"nothing", b""):
+        (tmp_path / "bad.npy").write_bytes(content)
+        with pytest.raises(UsageError, match="no array of points"):
+            rollout_file(folder, tmp_path / "fine.hdf5", 2, tmp_path / "out.h5", tmp_path / "bad.npy")
     assert not (tmp_path / "out.h5").exists()
     (folder / "metadata.json").write_text("{")
     with pytest.raises(UpsError, match=r"metadata.json is damaged"):

@@ -140,7 +140,7 @@ def read_points(path: Path) -> np.ndarray:
     """Coordinates (point, axis) from a `.npy` file; nothing in it is unpickled."""
     try:
         values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UsageError(f"{path} holds no array of points; write one with numpy.save") from error
     if (
         not isinstance(values, np.ndarray)
