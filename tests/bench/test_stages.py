@@ -69,3 +69,16 @@ def test_what_is_missing_is_told_by_the_number_of_members_too(out: Path, monkeyp
         choices = Namespace(tasks=["ks"], seeds=[0, 1], seconds=[1.0, 2.0, 3.0], set=None, redo=False, out=out)
         stages.run(Namespace(**vars(choices), members=members))
     assert asked == [(1, 4)]
+
+
+def test_stages_train_for_the_seconds_of_the_newest_rows(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def compute(task: str, seed: int, seconds: list[float], arguments: Namespace) -> dict[str, Any]:
+        asked[task] = seconds
+        return line(seed, members=arguments.members)
+
+    monkeypatch.setattr(stages, "compute", compute)
+    tasks = ["ks", "diffusion_reaction2d", "burgers"]
+    stages.run(Namespace(tasks=tasks, seeds=[0], seconds=None, set=None, redo=True, out=out, members=8))
+    assert asked == {"ks": [100, 120, 240], "diffusion_reaction2d": [200, 240, 160], "burgers": [100, 120, 80]}

@@ -11,6 +11,7 @@ from tests.models.helpers import make_spec
 from torch import Tensor
 
 from ups.data.fields import Batch, Grid
+from ups.errors import UpsError
 from ups.models.architecture import Architecture
 from ups.models.diffusion import DiffusionArchitecture
 from ups.models.emulator import TaskSpec
@@ -179,6 +180,11 @@ def test_what_a_lossy_codec_left_stays_on_its_tokens(task: str, size: int) -> No
     assert all(cells % 4 == 0 for cells in shifts)
     exact = make_simulator(task, 1, size).physics[task].views
     assert any(cells % 4 for index in range(32) for cells in exact.at(index).shift)
+
+
+def test_a_grid_of_less_than_a_token_is_refused_before_its_views_are_made() -> None:
+    with pytest.raises(UpsError, match="cannot be cut into latent tokens"):
+        make_simulator("burgers1d", 1, 2, latent_dim=2)
 
 
 def test_an_unknown_equation_is_seen_as_it_is() -> None:

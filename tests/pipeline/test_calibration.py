@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ups.config.load import load_settings
 from ups.evaluation.uncertainty import contracted_crps, fair_crps, relative_crps
-from ups.models.corrector import limit_of
+from ups.models.corrector import Corrector, limit_of
 from ups.pipeline.calibration import (
     AS_ROLLED_OUT,
     CONTRACTED,
@@ -36,6 +36,25 @@ from ups.runtime import SilentProgress
 from ups.training.builders import add_corrector
 from ups.training.diffusion import ResidualSteps
 from ups.training.monitor import DivergedError
+
+Calibration = tuple[Corrector, Callable[[int], None]]
+
+
+@pytest.fixture
+def calibration(burgers: Path, monkeypatch: pytest.MonkeyPatch) -> Calibration:
+    """An untrained corrector, and what calibrates it by ensembles of so many members, whose scores a test gives."""
+    workspace = open_workspace(load_settings(burgers), SilentProgress())
+    simulator = workspace.new_simulator()
+    add_corrector(workspace.settings, simulator)
+    assert simulator.corrector is not None
+    monkeypatch.setattr("ups.pipeline.calibration.measure_memory", lambda *_: None)
+    monkeypatch.setattr("ups.pipeline.calibration.operator_error", lambda *_: 1.0)
+    steps = ResidualSteps(simulator, {})
+
+    def run(members: int) -> None:
+        calibrate(workspace, "diff_residual", simulator, steps, EnsembleSize(members, 4, 5))
+
+    return simulator.corrector, run
 
 
 @pytest.mark.parametrize("apart", [0.0, 0.5])
@@ -142,14 +161,10 @@ def test_a_contraction_is_trusted_as_far_as_trajectories_agree_on_it() -> None:
 
 @pytest.mark.parametrize(("most", "wanted"), [(1.0, [0, 1, 2]), (0.5, [0, 1, 2, 0.5]), (0.0, None)])
 def test_samples_that_diverge_as_trained_spread_less(
-    burgers: Path, monkeypatch: pytest.MonkeyPatch, most: float, wanted: list[float] | None
+    calibration: Calibration, monkeypatch: pytest.MonkeyPatch, most: float, wanted: list[float] | None
 ) -> None:
     """Ensembles are finite up to a spread; where none that is drawn is, the stage has failed."""
-    workspace = open_workspace(load_settings(burgers), SilentProgress())
-    simulator = workspace.new_simulator()
-    add_corrector(workspace.settings, simulator)
-    corrector, tried = simulator.corrector, []
-    assert corrector is not None
+    (corrector, run), tried = calibration, []
     widen = corrector.scales["burgers1d"].widen
 
     def scored(*_: object) -> list[Tensor]:
@@ -157,10 +172,8 @@ def test_samples_that_diverge_as_trained_spread_less(
         return [as_scores([2.0 - float(widen) if widen <= most else math.inf] * 3, [float(widen) ** 2] * 3)]
 
     monkeypatch.setattr("ups.pipeline.calibration.score_ensembles", scored)
-    monkeypatch.setattr("ups.pipeline.calibration.measure_memory", lambda *_: None)
-    monkeypatch.setattr("ups.pipeline.calibration.operator_error", lambda *_: 1.0)
     with pytest.raises(DivergedError, match="diverged") if wanted is None else nullcontext():
-        calibrate(workspace, "diff_residual", simulator, ResidualSteps(simulator, {}), EnsembleSize(2, 4, 5))
+        run(2)
     if wanted is not None:
         assert tried[:-1] == wanted
         assert tried[-1] == pytest.approx(most)
@@ -169,14 +182,10 @@ def test_samples_that_diverge_as_trained_spread_less(
 
 @pytest.mark.parametrize(("apart", "wanted"), [(2.0, 0.577), (0.7, 1.0)])
 def test_a_calibration_sets_what_its_last_ensembles_say(
-    burgers: Path, monkeypatch: pytest.MonkeyPatch, apart: float, wanted: float
+    calibration: Calibration, monkeypatch: pytest.MonkeyPatch, apart: float, wanted: float
 ) -> None:
     """They are as far apart as the widening that was chosen makes them, and are scored as they were rolled out."""
-    workspace = open_workspace(load_settings(burgers), SilentProgress())
-    simulator = workspace.new_simulator()
-    add_corrector(workspace.settings, simulator)
-    corrector = simulator.corrector
-    assert corrector is not None
+    corrector, run = calibration
     corrector.contract(0.3)
     scale, seen = corrector.scales["burgers1d"], []
 
@@ -187,23 +196,17 @@ def test_a_calibration_sets_what_its_last_ensembles_say(
         return [found]
 
     monkeypatch.setattr("ups.pipeline.calibration.score_ensembles", scored)
-    monkeypatch.setattr("ups.pipeline.calibration.measure_memory", lambda *_: None)
-    monkeypatch.setattr("ups.pipeline.calibration.operator_error", lambda *_: 1.0)
-    calibrate(workspace, "diff_residual", simulator, ResidualSteps(simulator, {}), EnsembleSize(8, 4, 5))
+    run(8)
     assert seen == [*((widen, 1.0) for widen in WIDENINGS), (pytest.approx(NARROWEST), 1.0)]
     assert float(scale.contract) == pytest.approx(limit_of(wanted, 8), abs=0.04)
     assert (len(seen) - 1, seen.count((0.0, 1.0))) == (TRIALS, 1), "what the effort counts"
 
 
 def test_what_diverges_at_the_spread_that_was_chosen_goes_back_to_one_that_was_tried(
-    burgers: Path, monkeypatch: pytest.MonkeyPatch
+    calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The best of those: the curve's best is between one and two."""
-    workspace = open_workspace(load_settings(burgers), SilentProgress())
-    simulator = workspace.new_simulator()
-    add_corrector(workspace.settings, simulator)
-    corrector = simulator.corrector
-    assert corrector is not None
+    corrector, run = calibration
     scale, chosen = corrector.scales["burgers1d"], []
 
     def scored(metric: Callable[[Tensor, Tensor], Tensor], *_: object) -> list[Tensor]:
@@ -213,9 +216,7 @@ def test_what_diverges_at_the_spread_that_was_chosen_goes_back_to_one_that_was_t
         return [metric(math.nan * torch.ones(2, 3, 1, 1, 4), torch.ones(3, 1, 1, 4))]
 
     monkeypatch.setattr("ups.pipeline.calibration.score_ensembles", scored)
-    monkeypatch.setattr("ups.pipeline.calibration.measure_memory", lambda *_: None)
-    monkeypatch.setattr("ups.pipeline.calibration.operator_error", lambda *_: 1.0)
-    calibrate(workspace, "diff_residual", simulator, ResidualSteps(simulator, {}), EnsembleSize(2, 4, 5))
+    run(2)
     assert chosen == [pytest.approx(1.6, rel=0.03)]
     assert float(scale.widen) == 2.0
     assert float(scale.contract) == 1.0

@@ -118,6 +118,16 @@ def diffusion(workspace: Workspace) -> DiffusionObjective:
     return objective
 
 
+def test_a_step_of_several_views_is_work_of_as_many_as_differ(workspace: Workspace) -> None:
+    objective, found = diffusion(workspace), []
+    simulator = objective.steps.simulator
+    for views in (0, 1, 2, 10**6):
+        simulator.architecture = replace(simulator.architecture, symmetrize=views)
+        found.append(Effort.of(workspace, objective, 4))
+    assert [effort.views for effort in found] == [1, 1, 2, 64], "two mirrored ones of 32 cells"
+    assert found[2].of_step > found[1].of_step == found[0].of_step
+
+
 def test_a_budget_in_seconds_is_turned_into_steps_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     objective, budget = diffusion(workspace), Budget("seconds", 5.0)
     steps = expected_steps(workspace, "diff_residual", objective, 4, budget, "key")

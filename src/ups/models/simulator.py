@@ -68,12 +68,11 @@ class Simulator(StepEmulator):
             window=a.window, mlp_ratio=a.mlp_ratio, qk_norm=a.qk_norm, drop_path=a.drop_path, stem_width=a.stem_width,
             use_activation_checkpoint=a.use_activation_checkpoint,
         )  # fmt: skip
-        for task, codec in self.codecs.items():
-            self.physics[task].views.keep_tokens(1 if codec.lossless else a.patch)
         self.corrector: Corrector | None = None
         self.guards = {task: self._guards_of(task, a.guards) for task in tasks}
         for task, spec in tasks.items():
             self._check_lattice(task, spec.lattice)
+            self.physics[task].views.keep_tokens(1 if self.codecs[task].lossless else a.patch)
 
     def _guards_of(self, task: str, names: tuple[str, ...]) -> Guards:
         """The guards of these names for a task, whose codec must give back what they leave."""
@@ -309,14 +308,7 @@ class Simulator(StepEmulator):
         return self.corrector.towards_mean(z.unflatten(0, (members, -1)), task).flatten(0, 1)
 
     def _corrected(
-        self,
-        u_hat: Tensor,
-        u_next: Tensor,
-        view: Seen,
-        *,
-        task: str,
-        features: Tensor,
-        noise: NoiseSeries,
+        self, u_hat: Tensor, u_next: Tensor, view: Seen, *, task: str, features: Tensor, noise: NoiseSeries
     ) -> Tensor:
         assert self.corrector is not None
         return self.corrector.correct(task, self.physics[task], u_hat, u_next, features, noise, view=view)

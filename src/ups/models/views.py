@@ -85,7 +85,7 @@ class Views(nn.Module):
         self.keep_tokens(1)
 
     def keep_tokens(self, unit: int) -> None:
-        """Leaves the views that move whole tokens of so many cells, or motions by whole ones, to whole ones.
+        """Moves fields by whole tokens of so many cells alone, motions included; each axis holds some of them.
 
         A lossy codec leaves traces of its tokens in the fields, which its operator was never shown elsewhere.
         """
