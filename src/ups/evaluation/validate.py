@@ -80,7 +80,7 @@ def validation_ensembles(
     mode: str,
     batch_size: int,
     device: torch.device,
-) -> list[Float[Tensor, "sample *score"]]:
+) -> list[Float[Tensor, " sample *score"]]:
     """A metric of the ensemble of every trajectory, task by task.
 
     The same draws at every call: what changes is the emulator.

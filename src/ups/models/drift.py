@@ -118,7 +118,7 @@ class Drift(nn.Module):
         )
         return _rms(known @ (first - second))
 
-    def _peak(self, cross: Shaped[Tensor, "value *modes"]) -> Float[Tensor, "value axis"]:
+    def _peak(self, cross: Shaped[Tensor, " value *modes"]) -> Float[Tensor, "value axis"]:
         """Where the cross-correlation Re sum_k C_k exp(2 pi i k s / n) of each value is largest, in cells.
 
         From the best whole number of cells by Newton's method.

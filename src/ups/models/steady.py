@@ -82,7 +82,7 @@ class SteadyEmulator(Emulator):
         return geometry if vanishes else torch.ones_like(geometry)
 
     @staticmethod
-    def geometry(shares: tuple[Tensor, ...]) -> Float[Tensor, "2 *grid"]:
+    def geometry(shares: tuple[Tensor, ...]) -> Float[Tensor, " 2 *grid"]:
         """Product and minimum over axes of 4 s (1 - s), which the symmetries of the box leave alone: g and a distance.
 
         Both vanish at the walls; in the middle they are 1.

@@ -116,7 +116,7 @@ class Physics(nn.Module):
         return still[:, 0], self.frame.follow(after, mean)
 
 
-def static_fields(spec: TaskSpec) -> Float[Tensor, "static *grid"]:
+def static_fields(spec: TaskSpec) -> Float[Tensor, " static *grid"]:
     """The forcing of a task's equation on its lattice, at unit root mean square; no channels where there is none."""
     forcing = get_equation(spec.name).forcing if spec.static else None
     if forcing is None:

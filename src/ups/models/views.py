@@ -67,7 +67,7 @@ class Views(nn.Module):
     odd: Tensor
     middle: Tensor
 
-    def __init__(self, spec: TaskSpec, static: Float[Tensor, "static *grid"]) -> None:
+    def __init__(self, spec: TaskSpec, static: Float[Tensor, " static *grid"]) -> None:
         super().__init__()
         self.lattice, known = spec.lattice, EQUATIONS.get(spec.name)
         shape = (-1, *[1] * spec.axes)

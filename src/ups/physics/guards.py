@@ -243,8 +243,8 @@ class Integrals:
 
 
 def bring_mean(
-    u: Float[Tensor, "batch *grid"], wanted: Float[Tensor, "batch *ones"], lower: float | None, upper: float | None
-) -> Float[Tensor, "batch *grid"]:
+    u: Float[Tensor, " batch *grid"], wanted: Float[Tensor, " batch *ones"], lower: float | None, upper: float | None
+) -> Float[Tensor, " batch *grid"]:
     """`u` with the mean `wanted`, all cells within the bounds if they were.
 
     Where there is a bound ahead (or no other than the one behind), every cell's distance from it changes by the same

@@ -55,7 +55,7 @@ def jacobian(
 
 def divergence(
     u: Float[Tensor, "batch axis *grid"], spacing: Sequence[float], periodic: Sequence[bool]
-) -> Float[Tensor, "batch *grid"]:
+) -> Float[Tensor, " batch *grid"]:
     """sum_i d u_i / d x_i of a vector with one component per axis, per unit of length."""
     parts = [slope(u[:, i], 1 + i, step, periodic[i]) for i, step in enumerate(spacing)]
     return torch.stack(parts).sum(0)
