@@ -85,7 +85,7 @@ WRONG = {
 def test_a_model_shows_what_it_takes() -> None:
     moving = make_spec(size=32, param_names=("nu", "beta"), param_low=(0.1, 2.0), param_high=(0.5, 2.0))
     assert repr(Surrogate(make_baseline("persistence", {"task": moving}), torch.device("cpu"))) == (
-        "ups model 'persistence':\n  task: u on 32, steps of 0.1, nu = 0.1 to 0.5, beta = 2"
+        "ups model 'persistence':\n  task: u on 32 cells of [0, 1], steps of 0.1, nu = 0.1 to 0.5, beta = 2"
     )
 
 

@@ -214,3 +214,21 @@ def test_a_run_whose_checks_fail_leaves_no_folder(burgers: Path, tmp_path: Path)
     with pytest.raises(UpsError):
         run(burgers)
     assert [path for path in (tmp_path / "runs").glob("*") if path.is_dir()] == []
+
+
+def test_data_that_the_reference_solver_does_not_follow_are_doubted_but_not_refused(tmp_path: Path) -> None:
+    """Travelling waves are advection's own solution, and nothing of Burgers'."""
+    for task, named, holds in (("advection1d", 0.4, True), ("advection1d", 0.5, False), ("burgers1d", 0.01, False)):
+        path = write_task(tmp_path / f"{task}.hdf5", "advection1d", num=12, frames=8, resolution=32)
+        with h5py.File(path, "r+") as file:
+            del file.attrs["beta"]
+            file.attrs["task"], file.attrs["Nu" if task == "burgers1d" else "beta"] = task, named
+        report = check(write_config(tmp_path, task, [path.name]))
+        assert report.problems == ()
+        found = json.loads(json.dumps(report.to_json(), allow_nan=False))
+        agreement = found["data"][task]["agreement"]
+        assert (agreement["holds"], agreement["frames"], agreement["samples"]) == (holds, 7, 2)
+        assert (found["passed"], len(found["doubts"]), len(report.doubts)) == (True, not holds, not holds)
+        if not holds:
+            assert all(word in report.doubts[0] for word in (task, "parameters", "units"))
+        path.unlink()

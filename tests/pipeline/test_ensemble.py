@@ -27,6 +27,7 @@ from ups.models.simulator import Simulator
 from ups.models.store import load_model
 from ups.pipeline.effort import EnsembleSize
 from ups.pipeline.ensembles import compare_student, ensemble_error, operator_error, ratio_of_means
+from ups.pipeline.evaluate import evaluate_run
 from ups.pipeline.rollout import rollout_file
 from ups.pipeline.run import open_workspace, train_pipeline
 from ups.runtime import SilentProgress
@@ -96,6 +97,9 @@ def test_the_whole_stack_leaves_an_ensemble_behind(burgers: Path) -> None:
         assert file["members"].shape == (4, 12, 3, 1, 32)
         mean = torch.from_numpy(file["members"][:]).mean(0)[:, :, 0]
         torch.testing.assert_close(torch.from_numpy(file["tensor"][:, 1:]), mean)
+        made = {name: file.attrs[f"rollout_{name}"] for name in ("members", "seed", "views", "corrector_every")}
+    assert made == {"members": 4, "seed": 1, "views": 1, "corrector_every": 1}
+    check_scores_of_other_members_and_views(folder)
     for views, told in ((1, False), (2, True)):
         said = Told()
         rollout_file(folder, data, 1, burgers.parent / f"{views}.h5", None, members=2, progress=said, views=views)
@@ -104,6 +108,22 @@ def test_the_whole_stack_leaves_an_ensemble_behind(burgers: Path) -> None:
     u0 = torch.randn(2, 1, 32)
     assert sim.rollout(u0, steps=3, members=4).shape == (4, 2, 3, 1, 32)
     assert sim.rollout(u0, steps=3).shape == (2, 3, 1, 32)
+
+
+def check_scores_of_other_members_and_views(folder: Path) -> None:
+    """Each in a file of its own: the views change the roll-outs, the members the ensemble alone."""
+    ours = {}
+    for members, views in ((None, None), (2, None), (0, 2)):
+        said = Told()
+        evaluate_run(folder, [], "test", said, members=members, views=views)
+        name = "".join(f"-{word}-{n}" for word, n in (("members", members), ("views", views)) if n is not None)
+        found = json.loads((folder / "evaluation" / f"split-test{name}.json").read_text())
+        ours[members] = found["tasks"]["burgers1d"]
+        assert not any("may be too near" in line for line in said.lines), "no members, or those that were calibrated"
+    assert ours[None]["nrmse"] == pytest.approx(ours[2]["nrmse"], rel=1e-6)
+    assert ours[None]["crps"] != ours[2]["crps"]
+    assert ours[0]["crps"] is None
+    assert ours[0]["nrmse"] != ours[None]["nrmse"]
 
 
 def test_the_error_of_the_operator_is_that_of_members_without_spread(burgers: Path) -> None:

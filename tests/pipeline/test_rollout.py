@@ -55,6 +55,21 @@ def test_parameters_that_vary_are_written_with_a_roll_out_which_tells_how_far_it
     assert told.lines.count("warning: nu reaches from 0.2 to 0.2; " + TRAINED_ON) == 2
 
 
+def test_a_file_says_how_its_predictions_were_made(tmp_path: Path) -> None:
+    write_task(tmp_path / "b.hdf5", "burgers1d", num=12, frames=8, resolution=32, Nu=0.01)
+    folder = train(write_config(tmp_path, "burgers1d", ["b.hdf5"])).run_dir
+    trained = {"mode": "latent", "guards": "", "views": 1}
+    chosen = {"mode": "physical", "guards": ("conservation",), "views": 2}
+    for number, asked in enumerate(({}, chosen)):
+        out = tmp_path / f"{number}.h5"
+        rollout_file(folder, tmp_path / "b.hdf5", 2, out, None, **asked)
+        with h5py.File(out) as file:
+            made = {name.removeprefix("rollout_"): file.attrs[name] for name in file.attrs if name[:7] == "rollout"}
+        assert made == {**trained, **asked, "guards": ", ".join(asked.get("guards", ()))}
+    with pytest.raises(UsageError, match=r"would hold HDF5, not .npy; name it out.h5"):
+        rollout_file(folder, tmp_path / "b.hdf5", 2, tmp_path / "out.npy", None)
+
+
 def test_predictions_are_no_data_but_a_place_to_go_on_from_in_a_folder_that_is_made(tmp_path: Path) -> None:
     write_task(tmp_path / "b.hdf5", "burgers1d", num=12, frames=8, resolution=32, Nu=0.01)
     folder = train(write_config(tmp_path, "burgers1d", ["b.hdf5"])).run_dir
@@ -109,7 +124,7 @@ def test_a_roll_out_keeps_the_integral_when_asked(tmp_path: Path) -> None:
             u = file["tensor"][:].astype(np.float64)
         gaps[guards] = np.abs(u.mean(-1) - u[:, :1].mean(-1)).max() / np.abs(u[:, 0]).mean()
     assert gaps[("conservation",)] < 1e-6 < 1e-5 < gaps[None]
-    with pytest.raises(UpsError, match=r"guards\.boundary .* its domain is periodic"):
+    with pytest.raises(UpsError, match=r"guards\.boundary: .* its domain is periodic"):
         rollout_file(folder, tmp_path / "b.hdf5", 6, tmp_path / "out.hdf5", None, guards=("boundary",))
     assert not (tmp_path / "out.hdf5").exists()
 

@@ -30,6 +30,10 @@ STEPS_HELP = (
     "steady_prior), baselines, evaluate, gates and report."
 )
 
+VIEWS_HELP = (
+    "Mirrored and moved views a step is the mean over (operator.symmetrize): 2 or 4 are often more accurate and take 2 "
+    "or 4 times as long; 0 sees the fields as they are. Default: as trained."
+)
 
 Device = Annotated[DeviceChoice | None, typer.Option(help="Where to compute. Default: as the run was.")]
 
@@ -125,6 +129,10 @@ def evaluate(
     split: Annotated[
         SplitChoice | None, typer.Option(help="Split of the run's own data to score; default: test.")
     ] = None,
+    members: Annotated[
+        int | None, typer.Option(min=0, help="Roll-outs in an ensemble; 0 draws none. Default: as in the settings.")
+    ] = None,
+    views: Annotated[int | None, typer.Option(min=0, metavar="N", help=VIEWS_HELP)] = None,
     device: Device = None,
 ) -> None:
     """Score a trained run on a split of its data, or on other files."""
@@ -141,7 +149,15 @@ def evaluate(
     from ups.pipeline.evaluate import evaluate_run
 
     with telling() as progress:
-        rows = evaluate_run(run, files, (split or SplitChoice.test).value, progress, device and device.value)
+        rows = evaluate_run(
+            run,
+            files,
+            (split or SplitChoice.test).value,
+            progress,
+            device and device.value,
+            members=members,
+            views=views,
+        )
     print_lines(table(rows))
 
 
@@ -204,6 +220,7 @@ def _report_lines(report: CheckReport) -> Iterator[str]:
     num = len(report.problems)
     rows = [(problem.where, problem.what, problem.remedy) for problem in report.problems]
     yield from problem_lines(grouped(rows), sys.stdout)
+    yield from (f"warning: {doubt}" for doubt in report.doubts)
     yield f"{num} problem{'s' if num != 1 else ''} found" if num else "no problems found"
 
 
@@ -226,15 +243,7 @@ def rollout(
     corrector_every: Annotated[
         int | None, typer.Option(min=1, metavar="K", help="Correct members at every K-th step. Default: as trained.")
     ] = None,
-    views: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Mirrored and moved views a step is the mean over (operator.symmetrize): 2 or 4 are often more "
-            "accurate and take 2 or 4 times as long; 0 sees the fields as they are. Default: as trained.",
-        ),
-    ] = None,
+    views: Annotated[int | None, typer.Option(min=0, metavar="N", help=VIEWS_HELP)] = None,
     mode: Annotated[
         ModeChoice | None,
         typer.Option(help="Stay in latent space between steps, or decode and encode. Default: as evaluated."),

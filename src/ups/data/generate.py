@@ -76,8 +76,9 @@ def generate(
         marks: more attributes of the file.
 
     Raises:
-        UsageError: an unknown equation or parameter, a value out of bounds, or `out` exists or is a folder.
-        UpsError: the equation has no reference solver yet, the file does not fit on its disk, or it cannot be written.
+        UsageError: an equation unknown or without a reference solver yet, an unknown parameter, a value out of bounds,
+            or `out` exists or is a folder.
+        UpsError: the file does not fit on its disk, or it cannot be written.
     """
     equation = get_equation(equation_name)
     solver_of(equation)

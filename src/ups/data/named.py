@@ -60,5 +60,5 @@ def missing_files(data: DataSettings) -> list[DataProblem]:
     if not names and not root.is_dir():
         return [DataProblem(str(root), "no such folder", "", SEARCHED)]
     paths, problems = expand_each(root, names)
-    remedy = f"check its name; names are relative to data.root, {root}"
+    remedy = f"check its name; names are relative to data.root, {root}; `ups data make` makes files"
     return [*problems, *(DataProblem(str(path), "no such file", "", remedy) for path in paths if not path.exists())]

@@ -69,6 +69,12 @@ class TaskSpec:
         return tuple(size * step for size, step in zip(self.lattice, self.spacing, strict=True))
 
     @property
+    def domain(self) -> tuple[tuple[float, float], ...]:
+        """Bounds of each axis: half a cell beyond the first and the last node."""
+        places = zip(self.origin, self.spacing, self.lattice, strict=True)
+        return tuple((start - 0.5 * step, start + (size - 0.5) * step) for start, step, size in places)
+
+    @property
     def channels_read(self) -> int:
         """Channels that a step is made from: the fields of every context frame, the static and the derived ones."""
         return self.context * len(self.fields) + self.static + self.derived

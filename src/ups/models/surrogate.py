@@ -48,7 +48,7 @@ class Surrogate:
         return tuple(self.emulator.tasks)
 
     def spec(self, task: str | None = None) -> TaskSpec:
-        """Fields, grid, time step and parameters of a task; the only one where the model has one."""
+        """Fields, grid, domain, time step and parameters of a task; the only one where the model has one."""
         if task is None and len(self.tasks) > 1:
             raise UsageError(f"this model serves {', '.join(self.tasks)}: say which with task=...")
         name = task or self.tasks[0]
@@ -110,8 +110,9 @@ class Surrogate:
                 )
         steps = _count("steps", steps)
         spec = self.spec(task)
-        asked = {"mode": mode, "guards": guards, "corrector_every": corrector_every, "views": views}
-        self._check_switches(spec, asked, draws=members is not None)
+        if corrector_every is not None and members is None:
+            raise UsageError("corrector_every: only the members of an ensemble are corrected; give members too")
+        chosen = self.manner(spec.name, mode=mode, guards=guards, corrector_every=corrector_every, views=views)
         context = self._tensor("u0", u0)
         given = tuple(context.shape)
         if given[:1] == (0,):
@@ -127,7 +128,7 @@ class Surrogate:
             "task": spec.name,
             "dt": dt,
             "params": self._params(spec, {} if params is None else params, batch, extrapolate),
-            "mode": mode or (self.emulator.architecture.mode if isinstance(self.emulator, Simulator) else "latent"),
+            "mode": chosen.get("mode", "latent"),
         }
         if points is not None and not isinstance(self.emulator, Simulator):
             raise UsageError(
@@ -135,13 +136,7 @@ class Surrogate:
                 "only the simulator decodes anywhere"
             )
         where = None if points is None else self._points(spec, points)
-        switches: AbstractContextManager[None] = nullcontext()
-        if isinstance(self.emulator, Simulator):
-            chosen = None if guards is None else tuple(guards)
-            every = None if corrector_every is None else _count("corrector_every", corrector_every)
-            seen = None if views is None else self._views(views, self.emulator.symmetrize)
-            switches = self.emulator.switched(spec.name, chosen, corrector_every=every, symmetrize=seen)
-        with switches:
+        with self.switched(spec.name, chosen):
             if members is not None:
                 rng = torch.Generator().manual_seed(seed)
                 arguments |= {"members": members, "rng": rng}
@@ -155,13 +150,31 @@ class Surrogate:
             z = self.emulator.rollout_latent(context, steps, **arguments)
             return self.emulator.decode_at(z, where, task=spec.name)
 
-    def _check_switches(self, spec: TaskSpec, asked: Mapping[str, Any], *, draws: bool) -> None:
-        """Refuses what cannot be switched in a roll-out."""
-        mode, guards = asked["mode"], asked["guards"]
+    def manner(
+        self,
+        task: str | None = None,
+        *,
+        mode: str | None = None,
+        guards: Sequence[str] | None = None,
+        corrector_every: SupportsIndex | None = None,
+        views: SupportsIndex | None = None,
+    ) -> dict[str, Any]:
+        """How a roll-out with these choices goes; see `rollout`. What is not chosen is as the model was trained.
+
+        Returns:
+            `mode`, `guards` (names), `corrector_every` and `views`; empty of a model that leaves no such choice.
+
+        Raises:
+            UsageError: a choice that this model does not leave.
+        """
+        spec = self.spec(task)
+        asked = {"mode": mode, "guards": guards, "corrector_every": corrector_every, "views": views}
         given = [name for name, value in asked.items() if value is not None]
-        if given and not isinstance(self.emulator, Simulator):
-            why = f"{spec.name} has no time" if spec.steady else f"'{self.emulator.name}' is no latent simulator"
-            raise UsageError(f"{', '.join(given)}: {why}, and so no such choice in a roll-out; leave it out")
+        if not isinstance(self.emulator, Simulator):
+            if given:
+                why = f"{spec.name} has no time" if spec.steady else f"'{self.emulator.name}' is no latent simulator"
+                raise UsageError(f"{', '.join(given)}: {why}, and so no such choice in a roll-out; leave it out")
+            return {}
         if mode not in (None, "latent", "physical"):
             raise UsageError(f"mode is '{mode}'; it must be latent or physical")
         if isinstance(guards, str):
@@ -169,8 +182,22 @@ class Surrogate:
         unknown = [name for name in guards or () if name not in GUARDS]
         if unknown:
             raise UsageError(f"guards: there is no '{unknown[0]}'; the guards are {', '.join(GUARDS)}")
-        if asked["corrector_every"] is not None and not draws:
-            raise UsageError("corrector_every: only the members of an ensemble are corrected; give members too")
+        trained = self.emulator.architecture
+        return {
+            "mode": mode or trained.mode,
+            "guards": trained.guards if guards is None else tuple(guards),
+            "corrector_every": trained.corrector_every
+            if corrector_every is None
+            else _count("corrector_every", corrector_every),
+            "views": trained.symmetrize if views is None else self._views(views, trained.symmetrize),
+        }
+
+    def switched(self, task: str, manner: Mapping[str, Any]) -> AbstractContextManager[None]:
+        """Inside, roll-outs of a task go in a `manner`, but for its mode, which each is told."""
+        if not isinstance(self.emulator, Simulator):
+            return nullcontext()
+        guards, every, views = manner["guards"], manner["corrector_every"], manner["views"]
+        return self.emulator.switched(task, guards, corrector_every=every, symmetrize=views)
 
     @staticmethod
     def _views(views: SupportsIndex, trained: int) -> int:
@@ -233,8 +260,7 @@ class Surrogate:
             raise UsageError(
                 f"points has shape {tuple(where.shape)}; {spec.name} needs (points, {spec.axes}) coordinates"
             )
-        for axis, (start, step, size) in enumerate(zip(spec.origin, spec.spacing, spec.lattice, strict=True)):
-            low, high = start - 0.5 * step, start + (size - 0.5) * step
+        for axis, (low, high) in enumerate(spec.domain):
             column = where[:, axis]
             if not bool(((column >= low - 1e-9) & (column <= high + 1e-9)).all()):
                 raise UsageError(
@@ -283,7 +309,8 @@ def _summary(spec: TaskSpec) -> str:
     params = [f"{name} = {low:g}" if low == high else f"{name} = {low:g} to {high:g}" for name, low, high in bounds]
     step = [] if spec.steady else [f"steps of {spec.dt:g}"]
     grid = " x ".join(map(str, spec.lattice))
-    return ", ".join([f"  {spec.name}: {fields} on {grid}", *step, *(params or spec.param_names)])
+    domain = " x ".join(f"[{low:.5g}, {high:.5g}]" for low, high in spec.domain)
+    return ", ".join([f"  {spec.name}: {fields} on {grid} cells of {domain}", *step, *(params or spec.param_names)])
 
 
 def require_device(device: torch.device | str) -> None:

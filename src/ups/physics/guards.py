@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ups.errors import UpsError
+from ups.errors import UpsError, UsageError
 from ups.physics.description import Boundary, Equation, Field
 from ups.physics.equations import get_equation
 from ups.physics.operators import WALL_CELLS, WALL_SLOPE, WALL_VALUE, wall_stencil, wave_numbers
@@ -81,7 +81,7 @@ class Guards:
             if equation.boundary == "periodic":
                 raise _nothing(equation, "boundary", "its domain is periodic and has no walls")
             if equation.boundary == "dirichlet" and conservation:
-                raise UpsError(
+                raise UsageError(
                     f"guards.conservation and guards.boundary contradict each other for {equation.name}: what restores "
                     "the integral would move the values at its walls; ask for one of them"
                 )
@@ -119,8 +119,8 @@ class Guards:
 Guards.none = Guards()
 
 
-def _nothing(equation: Equation, guard: str, reason: str) -> UpsError:
-    return UpsError(f"guards.{guard} is true, but there is nothing for it in {equation.name}: {reason}; make it false")
+def _nothing(equation: Equation, guard: str, reason: str) -> UsageError:
+    return UsageError(f"guards.{guard}: there is nothing for it in {equation.name}: {reason}; leave it out")
 
 
 def _bounded(field: Field) -> bool:

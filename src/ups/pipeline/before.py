@@ -15,6 +15,8 @@ STAGES: tuple[StageName, ...] = ("codec", "operator", "diff_residual", "consiste
 PREDICTING: tuple[StageName, ...] = ("codec", "operator", "steady_prior")
 """The stages that train what predicts; the others add ensembles to it."""
 
+HDF5_NAMES = (".h5", ".hdf5", ".hdf")
+
 STEPS = ("data", "check", *STAGES, "baselines", "evaluate", "gates", "report")
 
 
@@ -106,10 +108,15 @@ def require_rollout(run: Path, source: Path, out: Path, points: Path | None) -> 
     """Refuses a roll-out from what is not there, or to where it cannot be written.
 
     Raises:
-        UsageError: `run` is no run, `source` or `points` no file, or `out` exists or cannot be written.
+        UsageError: `run` is no run, `source` or `points` no file, or `out` is no HDF5 file's name, exists or cannot be
+            written.
     """
     require_run(run)
     require_files(source, *([] if points is None else [points]))
+    if out.suffix not in HDF5_NAMES:
+        raise UsageError(
+            f"{out} would hold HDF5, not {out.suffix or 'a file without an ending'}; name it {out.stem}.h5"
+        )
     if out.exists():
         raise UsageError(f"{out} exists; name another file with --out, or remove it")
     require_output(out)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # wrong settings are told of without PyTorch
     from ups.data.validate import FileCheck
     from ups.models.emulator import TaskSpec
+    from ups.physics.solvers.agreement import Agreement
     from ups.pipeline.dry_run import Trial
 
 SCHEMA = 1
@@ -61,19 +63,38 @@ class TaskReport:
         files: each read whole.
         splits: trajectories of each; empty where they were not made.
         spec: what a model is told of it: grid, time step, statistics of the train split; None without splits.
+        agreement: the reference solver beside the first frames of some; or why there is none.
     """
 
     files: tuple[FileCheck, ...]
     splits: dict[str, int] = field(default_factory=dict)
     spec: TaskSpec | None = None
+    agreement: Agreement | str | None = None
+
+    @property
+    def doubt(self) -> str | None:
+        """What speaks against the data being of their equation; None where nothing does."""
+        found = self.agreement
+        if self.spec is None or found is None or isinstance(found, str) or found.holds:
+            return None
+        away = (
+            "blows up"
+            if math.isinf(found.nrmse)
+            else f"is {found.nrmse:.2g} off (no change at all: {found.persistence:.2g})"
+        )
+        return (
+            f"{self.spec.name}: from first frames of the train trajectories the reference solver, with the parameters "
+            f"that the data name, {away} within {found.frames} frames; check that they are of this equation, in its "
+            "units, with these parameters"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; the problems of files are listed elsewhere."""
         files = [{name: value for name, value in asdict(one).items() if name != "problems"} for one in self.files]
         found: dict[str, Any] = {"files": files, "splits": self.splits}
         if self.spec is None:
-            return {**found, "in_two_splits": None, "statistics": None}
-        spec = self.spec
+            return {**found, "in_two_splits": None, "statistics": None, "agreement": None}
+        spec, agreement = self.spec, self.agreement
         fields = zip(spec.fields, spec.mean, spec.std, strict=True)
         params = zip(spec.param_names, spec.param_low, spec.param_high, strict=True)
         return {
@@ -83,6 +104,7 @@ class TaskReport:
             "time_step": None if spec.steady else spec.dt,
             "statistics": {name: {"mean": mean, "std": std} for name, mean, std in fields},
             "parameters": {name: {"low": low, "high": high} for name, low, high in params},
+            "agreement": _agreement_json(agreement),
         }
 
     def __str__(self) -> str:
@@ -94,7 +116,8 @@ class TaskReport:
             for name, mean, std in zip(self.spec.fields, self.spec.mean, self.spec.std, strict=True)
         )
         grid = " x ".join(map(str, self.spec.lattice))
-        return f"trajectories {splits}, none in two of them; grid {grid}; {values}"
+        follows = "" if self.agreement is None else f"; {_agreement_text(self.agreement)}"
+        return f"trajectories {splits}, none in two of them; grid {grid}; {values}{follows}"
 
 
 @dataclass(frozen=True)
@@ -117,6 +140,11 @@ class CheckReport:
     trainings: tuple[Trial, ...] = ()
     memory: Memory | None = None
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What does not stop a run and should be known before it."""
+        return tuple(filter(None, (of.doubt for of in self.data.values())))
+
     def to_json(self) -> dict[str, Any]:
         """What `ups check --json` prints; bytes and seconds, null where something is not known."""
         memory, folder = self.memory, self.folder
@@ -127,6 +155,7 @@ class CheckReport:
             "schema_version": SCHEMA,
             "passed": not self.problems,
             "problems": [asdict(problem) for problem in self.problems],
+            "doubts": list(self.doubts),
             "run_dir": self.run_dir,
             "folder": {
                 "path": folder.path,
@@ -171,6 +200,20 @@ class CheckReport:
             }
             for one in self.trainings
         ]
+
+
+def _agreement_text(found: Agreement | str) -> str:
+    if isinstance(found, str):
+        return f"not compared with a solver: {found}"
+    return f"{found.nrmse:.1g} off the reference solver after {found.frames} frames"
+
+
+def _agreement_json(found: Agreement | str | None) -> dict[str, Any] | None:
+    """Numbers; null for one that is infinite, and for all where nothing was compared."""
+    if found is None or isinstance(found, str):
+        return None
+    error = found.nrmse if math.isfinite(found.nrmse) else None
+    return {**asdict(found), "nrmse": error, "holds": found.holds}
 
 
 def failed_before(problems: list[Problem]) -> dict[str, Any]:

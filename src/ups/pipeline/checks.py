@@ -9,10 +9,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from ups.data.files import survey_files
 from ups.data.problems import BadDataError, DataProblem
+from ups.data.trajectories import TrajectorySet
 from ups.data.validate import FileCheck, check_file
 from ups.errors import UpsError
+from ups.evaluation.protocol import spread_evenly
+from ups.physics.solvers.agreement import Agreement, agreement
 from ups.pipeline.check_report import CheckReport, Folder, Memory, Problem, TaskReport
 from ups.pipeline.dry_run import Trial, dry_run, memory_there
 from ups.pipeline.plan import memory_remedies
@@ -21,6 +27,9 @@ from ups.pipeline.threads import settle_threads
 from ups.pipeline.workspace import Workspace
 
 SPACE_NEEDED = 50 * 2**20  # bytes beside checkpoints, models and cached latents: evaluations, fields, log and report
+
+FOLLOWED, FRAMES_FOLLOWED = 2, 10
+"""Trajectories, and frames of each, that the reference solver is laid beside."""
 
 MEND = "change the setting it names"
 
@@ -44,7 +53,9 @@ def check_everything(workspace: Workspace) -> CheckReport:
         files, wrong = check_files(workspace)
     if not wrong:
         wrong = [*_split_problems(workspace)]
-    report = CheckReport(str(workspace.run_dir), (*problems, *wrong), folder, _tasks(workspace, files, whole=not wrong))
+    with timings.part("check: reference solver"):
+        tasks = _tasks(workspace, files, whole=not wrong)
+    report = CheckReport(str(workspace.run_dir), (*problems, *wrong), folder, tasks)
     if report.problems:
         return report
     try:
@@ -144,9 +155,25 @@ def _tasks(workspace: Workspace, files: dict[str, list[FileCheck]], *, whole: bo
             tuple(of),
             splits={split: sets[task].num for split, sets in workspace.splits.items() if task in sets},
             spec=workspace.specs[task],
+            agreement=_agreement(workspace.splits["train"][task]),
         )
         for task, of in files.items()
     }
+
+
+def _agreement(train: TrajectorySet) -> Agreement | str | None:
+    """The reference solver beside the first frames of some trajectories; why there is none; None where none can be."""
+    equation = train.equation
+    if equation.steady or equation.solver is None:
+        return None
+    chosen = torch.tensor(spread_evenly(train.num, FOLLOWED))
+    frames = min(FRAMES_FOLLOWED + 1, int(train.lengths[chosen].min()))
+    truth = train.gather(chosen, torch.zeros_like(chosen), frames).double()
+    times = float(train.dt) * np.arange(frames)
+    try:
+        return agreement(equation, truth, train.params[chosen].double(), times, tuple(train.grid.spacing))
+    except UpsError as error:
+        return str(error)
 
 
 def _space_needed(workspace: Workspace, trials: tuple[Trial, ...]) -> int:

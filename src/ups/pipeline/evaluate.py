@@ -15,13 +15,13 @@ from ups.config.load import load_settings
 from ups.data.pdebench import open_trajectories
 from ups.data.split import load_files
 from ups.data.trajectories import TrajectorySet
-from ups.errors import DataError, UpsError
+from ups.errors import DataError, UpsError, UsageError
 from ups.evaluation.evaluate import Protocol, evaluate
 from ups.files import require_files
 from ups.models.baselines import make_baseline
 from ups.models.emulator import TaskSpec
-from ups.models.store import load_model
-from ups.models.surrogate import EDGE
+from ups.models.simulator import Simulator
+from ups.models.surrogate import EDGE, Surrogate, load
 from ups.pipeline.baselines import trained_baselines
 from ups.pipeline.before import require_run
 from ups.pipeline.judge import Row, score_table
@@ -47,23 +47,39 @@ def open_run(run: Path, progress: Progress, device: str | None = None) -> Worksp
 
 
 def evaluate_run(
-    run: Path, files: Sequence[Path], split: str, progress: Progress, device: str | None = None
+    run: Path,
+    files: Sequence[Path],
+    split: str,
+    progress: Progress,
+    device: str | None = None,
+    *,
+    members: int | None = None,
+    views: int | None = None,
 ) -> list[Row]:
     """Scores the run's model, persistence and the baselines that were fitted or trained beside it.
 
-    Writes `split-<split>.json` or `files-<hash>.json` in `evaluation/`.
+    Writes `split-<split>.json` or `files-<hash>.json` in `evaluation/`, with members and views in the name where they
+    were chosen.
 
     Args:
         files: trajectories to score instead of the run's own; each of a task of the model.
         device: to compute on, `auto`, `cpu` or `cuda`; None takes the run's own.
+        members: of the ensemble of each trajectory, where the model draws any; 0 is none, None as in the settings.
+        views: of the field that a step of the model is the mean over, instead of those trained with.
 
     Raises:
-        UsageError: there is no such run, or no such file.
+        UsageError: there is no such run, no such file, or what is asked for is nothing that the model does.
         DataError: a file is of no task of the model, or on another grid or time step than it was trained on.
     """
     workspace = open_run(run, progress, device)
     require_files(*files)
-    simulator = load_model(run / "model", workspace.device)
+    surrogate = load(run, workspace.device)
+    simulator, some = surrogate.emulator, surrogate.tasks[0]
+    manner = surrogate.manner(some, views=views)
+    if members and not simulator.draws:
+        raise UsageError(
+            f"members: this model ('{simulator.name}') is deterministic; train the stage diff_residual for an ensemble"
+        )
     sets = load_sets(files, simulator.tasks, workspace.settings.data) if files else own_split(workspace, split)
     if files:
         warn_of_overlap(workspace, sets)
@@ -73,19 +89,42 @@ def evaluate_run(
     full = settings.full
     name = "files" if files else split
     protocol = Protocol(
-        name, full.max_samples, full.steps, settings.rollout_mode, settings.batch_size, settings.members
+        name,
+        full.max_samples,
+        full.steps,
+        settings.rollout_mode,
+        settings.batch_size,
+        settings.members if members is None else members,
     )
+    if simulator.draws and protocol.members:
+        warn_of_views(surrogate, views, progress)
     emulators = {
         "ups": simulator,
         "persistence": make_baseline("persistence", simulator.tasks),
         **trained_baselines(workspace, simulator.tasks),
     }
-    found = evaluate(emulators, sets, protocol=protocol, device=workspace.device, progress=progress, showcases=False)
+    with surrogate.switched(some, manner):  # views are those of all tasks
+        found = evaluate(
+            emulators, sets, protocol=protocol, device=workspace.device, progress=progress, showcases=False
+        )
     place = f"files-{digest([str(path) for path in files])[:8]}" if files else f"split-{split}"
+    place += "" if members is None else f"-members-{members}"
+    place += "" if views is None else f"-views-{views}"
     path = run / "evaluation" / f"{place}.json"
     write_json(path, found.to_json())
     progress.say(f"scores: {path}")
     return score_table(found.to_json())
+
+
+def warn_of_views(surrogate: Surrogate, views: int | None, progress: Progress) -> None:
+    """Says of views that are not those trained with that members were calibrated for others; None is as trained."""
+    trained = surrogate.emulator.symmetrize if isinstance(surrogate.emulator, Simulator) else views
+    if views not in (None, trained):
+        progress.say(
+            f"views: how far members are apart was calibrated with {trained} a step; "
+            f"with {views} they may be too near to each other or too far apart; "
+            f"train with operator.symmetrize={views} for members that are calibrated so"
+        )
 
 
 def own_split(workspace: Workspace, split: str) -> dict[str, TrajectorySet]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -20,11 +21,10 @@ from ups.data.trajectories import Source, not_finite, time_step
 from ups.errors import UpsError, UsageError
 from ups.files import write_whole
 from ups.models.emulator import TaskSpec
-from ups.models.simulator import Simulator
 from ups.models.surrogate import Surrogate, load
 from ups.physics.equations import get_equation
 from ups.pipeline.before import require_rollout
-from ups.pipeline.evaluate import open_run, warn_of_extrapolation
+from ups.pipeline.evaluate import open_run, warn_of_extrapolation, warn_of_views
 from ups.runtime import Progress, SilentProgress
 
 BATCH = 32
@@ -48,9 +48,9 @@ def rollout_file(
 ) -> None:
     """Rolls the model of `run` out from the first frames of every trajectory of `source`, and writes `out`.
 
-    The file is marked as a prediction, so that it is not taken for data. On the grid, it holds the given frames and the
-    predicted ones in the layout of the task's own files. At points, it holds the predicted frames alone: each field
-    (trajectory, time, point), `points` (point, axis), `t-coordinate`.
+    The file is marked as a prediction, so that it is not taken for data, and says how it was made (`rollout_*`). On the
+    grid, it holds the given frames and the predicted ones in the layout of the task's own files. At points, it holds
+    the predicted frames alone: each field (trajectory, time, point), `points` (point, axis), `t-coordinate`.
 
     With `members`, these are the means of ensembles, and the members' predicted frames stand beside them in `members`:
     (member, trajectory, time, field, *grid) or (member, trajectory, time, field, point).
@@ -78,7 +78,8 @@ def rollout_file(
         spec, axes = matching_spec(surrogate, kept)
         warn_of_extrapolation(spec, file.params, progress)
         mode = mode or (None if spec.steady else evaluated)
-        if members and views is not None:
+        manner = surrogate.manner(spec.name, mode=mode, guards=guards, corrector_every=corrector_every, views=views)
+        if members:
             warn_of_views(surrogate, views, progress)
         predictions, context = [], first_frames(kept, spec.context)
         together = max(1, BATCH // (members or 1))
@@ -111,6 +112,7 @@ def rollout_file(
     with h5py.File(out.name, "w", driver="core", backing_store=False) as target:  # in memory: a full disk meets bytes
         target.attrs["task"] = spec.name
         target.attrs[PREDICTED_BY] = f"run {run.resolve().name}, {steps} steps from {source.name}"
+        mark_manner(target, manner, members, seed)
         for name, values in parameters.items():
             target.attrs[name] = values[0] if np.all(values == values[0]) else values
         if spec.steady:
@@ -125,15 +127,15 @@ def rollout_file(
         write_whole(out, target.id.get_file_image())
 
 
-def warn_of_views(surrogate: Surrogate, views: int, progress: Progress) -> None:
-    """Says that how far members are apart was calibrated for other views of the fields."""
-    trained = surrogate.emulator.symmetrize if isinstance(surrogate.emulator, Simulator) else views
-    if views != trained:
-        progress.say(
-            f"views: how far members are apart was calibrated with {trained} a step; "
-            f"with {views} they may be too near to each other or too far apart; "
-            f"train with operator.symmetrize={views} for members that are calibrated so"
-        )
+def mark_manner(target: h5py.File, manner: Mapping[str, Any], members: int | None, seed: int) -> None:
+    """Says in attributes how predictions were made: what would have to be asked for to make them again."""
+    told = {name: ", ".join(value) if name == "guards" else value for name, value in manner.items()}
+    if members is None:
+        told.pop("corrector_every", None)
+    else:
+        told |= {"members": members, "seed": seed}
+    for name, value in told.items():
+        target.attrs[f"rollout_{name}"] = value
 
 
 def read_points(path: Path) -> np.ndarray:

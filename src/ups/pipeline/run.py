@@ -235,7 +235,9 @@ def _check_and_settle(workspace: Workspace, force: tuple[str, ...], skip_checks:
         settle_threads(workspace)
         return
     began = time.perf_counter()
-    problems = check_everything(workspace).problems
-    if problems:
-        raise ChecksFailed(problems)
+    report = check_everything(workspace)
+    if report.problems:
+        raise ChecksFailed(report.problems)
+    for doubt in report.doubts:
+        workspace.progress.say(f"warning: {doubt}")
     workspace.records.finish("check", key, time.perf_counter() - began)

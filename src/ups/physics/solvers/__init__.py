@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from ups.errors import UpsError
+from ups.errors import UpsError, UsageError
 from ups.physics.description import Equation, Solver
 
 __all__ = ["one_thread", "solve", "solver_of"]
@@ -60,10 +60,12 @@ def solver_of(equation: Equation) -> Solver:
     """The equation's reference solver.
 
     Raises:
-        UpsError: there is none yet.
+        UsageError: there is none yet.
     """
     if equation.solver is None:
-        raise UpsError(f"{equation.name} has no reference solver yet: its data can be read, but not made; download it")
+        raise UsageError(
+            f"{equation.name} has no reference solver yet: its data can be read, but not made; download it"
+        )
     return equation.solver
 
 

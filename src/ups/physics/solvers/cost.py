@@ -7,14 +7,13 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from ups.errors import UpsError
-from ups.physics.description import Equation, Field
+from ups.physics.description import Equation
 from ups.physics.solvers import solve, solver_of
-from ups.physics.solvers.transforms import cell_averages, resample_mirrored, resample_periodic
+from ups.physics.solvers.comparison import nrmse, require_comparable, resample
 
 _COARSEST = 16
 _ROUNDS = 3  # of timing, of which the fastest counts
@@ -84,15 +83,11 @@ def coarsest_solver(
     """
     solver_of(equation)
     grid = tuple(u0.shape[2:])
-    extents = tuple(points * step for points, step in zip(grid, spacing, strict=True))
-    if not all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(extents, equation.lengths, strict=True)):
-        raise UpsError(f"{equation.name}: the grid covers {extents}, but the solver's domain is {equation.lengths}")
-    if len(times) < 2 or truth.shape[1] != len(times):
-        raise UpsError(f"{equation.name}: {truth.shape[1]} frames at {len(times)} times give nothing to compare")
+    require_comparable(equation, truth, times, spacing)
     tried: list[Trial] = []
     for resolution in _ladder(grid[0]):
         shape = tuple(max(2, round(points * resolution / grid[0])) for points in grid)
-        coarse = _resample(equation, equation.roles[0], u0, shape)
+        coarse = resample(equation, equation.roles[0], u0, shape)
         error, seconds = _trial(equation, coarse, truth, params, times)
         tried.append(Trial(resolution, error, seconds / len(u0)))
         if error <= target_nrmse:
@@ -118,8 +113,8 @@ def _trial(
         except UpsError:
             return math.inf, time.perf_counter() - start
         seconds.append(time.perf_counter() - start)
-    found = _resample(equation, equation.fields, frames[:, 1:], tuple(truth.shape[3:]))
-    return _nrmse(found, truth[:, 1:]), min(seconds)
+    found = resample(equation, equation.fields, frames[:, 1:], tuple(truth.shape[3:]))
+    return nrmse(found, truth[:, 1:]), min(seconds)
 
 
 def _ladder(finest: int) -> list[int]:
@@ -127,38 +122,3 @@ def _ladder(finest: int) -> list[int]:
     octaves = range(max(1, math.ceil(math.log2(max(1, 2 * finest / _COARSEST))) + 1))
     steps = {cells << octave for octave in octaves for cells in (_COARSEST, _COARSEST * 3 // 2)}
     return sorted({cells for cells in steps if cells <= 2 * finest} | {finest, 2 * finest})
-
-
-def _resample(equation: Equation, fields: tuple[Field, ...], u: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The channels `fields` of u (..., channel, *grid) on a grid of another shape."""
-    channel = u.ndim - len(shape) - 1
-    if tuple(u.shape[channel + 1 :]) == shape:
-        return u
-    fixed = equation.boundary == "dirichlet" and fields is equation.fields
-    parts = zip(fields, u.unbind(channel), strict=True)
-    return torch.stack([_resample_field(equation, field, fixed, part, shape) for field, part in parts], dim=channel)
-
-
-def _resample_field(equation: Equation, field: Field, fixed: bool, u: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """One field (..., *grid); `fixed` is whether its value at the walls is the equation's.
-
-    Two values of a coefficient, mixed in equal parts in two dimensions, conduct as their geometric mean does, exactly
-    (A. M. Dykhne, Sov. Phys. JETP 32, 1971).
-    """
-    origin = equation.boundary_value if fixed else 0.0
-    u = u.log() if field.coefficient else u - origin
-    for dim, points in enumerate(shape, start=u.ndim - len(shape)):
-        if field.coefficient:
-            u = cell_averages(u, points, dim)
-        elif equation.boundary == "periodic":
-            u = resample_periodic(u, points, dim)
-        else:
-            u = resample_mirrored(u, points, -1 if fixed else 1, dim)
-    return u.exp() if field.coefficient else u + origin
-
-
-def _nrmse(prediction: Tensor, truth: Tensor) -> float:
-    """Mean over samples and channels."""
-    error = (prediction - truth).square().movedim(2, 1).flatten(2).sum(dim=2)
-    size = truth.square().movedim(2, 1).flatten(2).sum(dim=2)
-    return float((error / size.clamp(min=torch.finfo(truth.dtype).tiny)).sqrt().mean())
