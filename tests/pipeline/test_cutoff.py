@@ -1,4 +1,4 @@
-"""Which waves a step leaves: chosen by validation roll-outs, kept with the model, or set."""
+"""Which waves a step keeps: chosen by validation roll-outs, kept with the model, or set."""
 
 from __future__ import annotations
 

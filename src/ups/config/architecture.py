@@ -98,7 +98,7 @@ class OperatorSettings(Group):
     `diff_residual`. `auto` is 1, and 0, the field as it is, where training saw no other (`training.augment`). Unrolled
     training (`lambda_rollout`) stays in one view."""
     cutoff: Literal["auto"] | Share = "auto"
-    """Share of the wave numbers of periodic axes that a step leaves: the shortest waves, of which the data have next to
+    """Share of the wave numbers of periodic axes that a step keeps: the shortest waves, of which the data have next to
     nothing, may grow over a roll-out. `auto` takes, once the operator is trained, what its validation roll-outs are
     best with of all, two thirds and half of them."""
     derived_fields: bool = True

@@ -40,7 +40,7 @@ class Simulator(StepEmulator):
     Args:
         tasks: what is known of each task.
         architecture: sizes; `patch` must divide every lattice, and so must `coarsen` and the trunk's own halving.
-            A step leaves the share `cutoff` of the wave numbers of periodic axes, and ends with the `guards` (of
+            A step keeps the share `cutoff` of the wave numbers of periodic axes, and ends with the `guards` (of
             `ups.physics.guards`). Of an ensemble every `corrector_every`-th is corrected. `mode` chose the weights.
     """
 

@@ -235,7 +235,7 @@ def with_ensembles(
 
 
 def choose_cutoff(workspace: Workspace, simulator: Simulator) -> None:
-    """Sets how much of the shortest waves a step leaves out, to what validation roll-outs are best with."""
+    """Sets which of the shortest waves a step leaves out, to what validation roll-outs are best with."""
     if not any(any(spec.periodic) for spec in simulator.tasks.values()):
         return
     simulator.eval()
@@ -246,10 +246,12 @@ def choose_cutoff(workspace: Workspace, simulator: Simulator) -> None:
     best = min(scores, key=lambda cutoff: scores[cutoff])
     chosen = best if scores[best] < WORTH * scores[1.0] else 1.0
     simulator.architecture = replace(simulator.architecture, cutoff=chosen)
-    found = ", ".join(f"{score:.3g} with {cutoff:.2g}" for cutoff, score in scores.items())
-    workspace.progress.say(
-        f"operator: a step leaves {chosen:.2g} of the wave numbers (validation nrmse {found} of them)"
-    )
+    found = ", ".join(f"{score:.3g} with {_share(cutoff)}" for cutoff, score in scores.items())
+    workspace.progress.say(f"operator: a step keeps {_share(chosen)} of the wave numbers (validation nrmse {found})")
+
+
+def _share(cutoff: float) -> str:
+    return "all" if cutoff == 1.0 else f"{cutoff:.2g}"
 
 
 def codec_error(workspace: Workspace, simulator: Simulator) -> float:
