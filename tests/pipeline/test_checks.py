@@ -232,3 +232,10 @@ def test_data_that_the_reference_solver_does_not_follow_are_doubted_but_not_refu
         if not holds:
             assert all(word in report.doubts[0] for word in (task, "parameters", "units"))
         path.unlink()
+
+
+def test_a_run_ends_by_telling_what_its_checks_doubted(burgers: Path) -> None:
+    """Also where the checks are not done again."""
+    (doubt,) = check(burgers).doubts
+    for _ in range(2):
+        assert train(burgers).messages == (doubt,)

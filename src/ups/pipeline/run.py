@@ -76,10 +76,22 @@ def _run(workspace: Workspace) -> RunOutcome:
     with workspace.timings.part("report"):
         report = _report(workspace, digest(key, decision.content()))
     table = read_table(workspace.run_dir)
-    messages = (*_ailments(workspace), *poor_ensembles(table), *decision.messages, f"report: {report}")
+    messages = (
+        *_doubts(workspace),
+        *_ailments(workspace),
+        *poor_ensembles(table),
+        *decision.messages,
+        f"report: {report}",
+    )
     outcome = RunOutcome(workspace.run_dir, table, messages, decision.promoted, workspace.timings)
     _note_end(workspace, outcome, decision.standing)
     return outcome
+
+
+def _doubts(workspace: Workspace) -> tuple[str, ...]:
+    """What the checks of these settings and data warned of, also where they are not done again."""
+    checked = workspace.records.done("check", _key_of_check(workspace))
+    return tuple(workspace.records.note("check", "doubts", ())) if checked else ()
 
 
 def _ailments(workspace: Workspace) -> tuple[str, ...]:
@@ -140,7 +152,7 @@ def _train(workspace: Workspace, stage: StageName | None) -> RunOutcome:
         }
         for name in done
     ]
-    return RunOutcome(workspace.run_dir, rows, _ailments(workspace), timings=workspace.timings)
+    return RunOutcome(workspace.run_dir, rows, (*_doubts(workspace), *_ailments(workspace)), timings=workspace.timings)
 
 
 def check_pipeline(settings: Settings, *, progress: Progress) -> CheckReport:
@@ -240,4 +252,4 @@ def _check_and_settle(workspace: Workspace, force: tuple[str, ...], skip_checks:
         raise ChecksFailed(report.problems)
     for doubt in report.doubts:
         workspace.progress.say(f"warning: {doubt}")
-    workspace.records.finish("check", key, time.perf_counter() - began)
+    workspace.records.finish("check", key, time.perf_counter() - began, doubts=report.doubts)
