@@ -101,3 +101,13 @@ def test_check_without_problems_exits_0(cli: Ups, config: Path, stand_in: Any) -
         ["no problems found"],
     ]
     assert json.loads(cli("check", config, "--json").out)["passed"] is True
+
+
+def test_what_is_doubted_is_said_and_is_no_problem(
+    cli: Ups, config: Path, stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CheckReport, "doubts", ("burgers1d: the solver is 0.5 off",))
+    stand_in("ups.pipeline.run", "check_pipeline", checked())
+    done = cli("check", config)
+    assert done.code == 0
+    assert done.out.splitlines()[-2:] == ["warning: burgers1d: the solver is 0.5 off", "no problems found"]

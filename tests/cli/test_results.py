@@ -69,7 +69,11 @@ def test_evaluate_takes_files_after_data(cli: Ups, stand_in: Any) -> None:
     both = cli("evaluate", "runs/x", "--split", "valid", "--data", "a.h5")
     assert (both.code, "exclude each other" in both.err) == (2, True)
     assert cli("evaluate", "runs/x", "--device", "cpu").code == 0
-    (run, files, split, _, device), _ = calls[0]
+    (run, files, split, _, device), given = calls[0]
+    assert given == {"members": None, "views": None}
+    assert cli("evaluate", "runs/x", "--members", "0", "--views", "2").code == 0
+    assert calls[3][1] == {"members": 0, "views": 2}
+    assert cli("evaluate", "runs/x", "--views", "-1").code == 2
     assert (run, set(files), split) == (Path("runs/x"), {Path("a.h5"), Path("b.h5"), Path("c.h5")}, "test")
     assert calls[1][0][1:3] == ((), "valid")
     assert (device, calls[2][0][4]) == (None, "cpu")

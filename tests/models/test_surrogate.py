@@ -82,6 +82,11 @@ WRONG = {
 }
 
 
+def test_the_domain_ends_half_a_cell_beyond_the_nodes() -> None:
+    spec = make_spec(2, lattice=(16, 8), spacing=(0.25, 0.5), origin=(-1.875, 0.0))
+    assert spec.domain == ((-2.0, 2.0), (-0.25, 3.75))
+
+
 def test_a_model_shows_what_it_takes() -> None:
     moving = make_spec(size=32, param_names=("nu", "beta"), param_low=(0.1, 2.0), param_high=(0.5, 2.0))
     assert repr(Surrogate(make_baseline("persistence", {"task": moving}), torch.device("cpu"))) == (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 
 from ups.config.load import load_settings
 from ups.errors import UpsError
+from ups.physics.solvers.agreement import Agreement
 from ups.pipeline.check_report import CheckReport
 from ups.pipeline.checks import ChecksFailed
 from ups.pipeline.dry_run import Held
@@ -227,7 +229,7 @@ def test_data_that_the_reference_solver_does_not_follow_are_doubted_but_not_refu
         assert report.problems == ()
         found = json.loads(json.dumps(report.to_json(), allow_nan=False))
         agreement = found["data"][task]["agreement"]
-        assert (agreement["holds"], agreement["frames"], agreement["samples"]) == (holds, 7, 2)
+        assert (agreement["holds"], agreement["frames"], agreement["samples"]) == (holds, 7, 4)
         assert (found["passed"], len(found["doubts"]), len(report.doubts)) == (True, not holds, not holds)
         if not holds:
             assert all(word in report.doubts[0] for word in (task, "parameters", "units"))
@@ -238,4 +240,30 @@ def test_a_run_ends_by_telling_what_its_checks_doubted(burgers: Path) -> None:
     """Also where the checks are not done again."""
     (doubt,) = check(burgers).doubts
     for _ in range(2):
-        assert train(burgers).messages == (doubt,)
+        assert train(burgers).messages == (f"warning: {doubt}",)
+
+
+def test_why_nothing_was_compared_and_that_a_solver_blew_up_are_said(burgers: Path) -> None:
+    report = check(burgers)
+    for found, text, null in (
+        ("burgers1d: so it is", "not compared with a solver: burgers1d: so it is", True),
+        (Agreement(math.inf, 1.0, 0.0, 3, 4), "the reference solver blows up within 3 frames", False),
+        (Agreement(0.5, 1.0, 0.0, 1, 4), "the reference solver is 0.5 off after 1 frame", False),
+    ):
+        of = replace(report.data["burgers1d"], agreement=found)
+        assert text in str(of)
+        assert (of.doubt is None) == null
+        if of.doubt is not None:
+            assert text in of.doubt
+        as_json = json.loads(json.dumps(of.to_json(), allow_nan=False))
+        assert as_json["no_agreement"] == (found if null else None)
+        assert (as_json["agreement"] is None) == null
+
+
+def test_trajectories_of_several_lengths_are_followed_as_far_as_the_shortest(tmp_path: Path) -> None:
+    lengths = [4, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9]
+    write_task(tmp_path / "r.h5", "reaction_diffusion2d", num=12, resolution=16, lengths=lengths)
+    config = write_config(tmp_path, "reaction_diffusion2d", ["r.h5"])
+    found = check(config, "data.split.order=file", "data.time_stride=2").data["reaction_diffusion2d"].agreement
+    assert isinstance(found, Agreement)
+    assert found.frames in (1, 4)

@@ -21,7 +21,7 @@ from tests.pipeline.small_run import run, train, write_config
 
 import ups
 from ups.config.load import load_settings
-from ups.errors import SettingsError, UpsError
+from ups.errors import SettingsError, UpsError, UsageError
 from ups.health import Finding
 from ups.models.simulator import Simulator
 from ups.models.store import load_model
@@ -122,6 +122,13 @@ def check_scores_of_other_members_and_views(folder: Path) -> None:
         assert not any("may be too near" in line for line in said.lines), "no members, or those that were calibrated"
     assert ours[None]["nrmse"] == pytest.approx(ours[2]["nrmse"], rel=1e-6)
     assert ours[None]["crps"] != ours[2]["crps"]
+    said = Told()
+    evaluate_run(folder, [], "test", said, views=2)
+    assert sum("with 2 they may be too near" in line for line in said.lines) == 1
+    hashes = {
+        json.loads(path.read_text())["protocol"]["hash"] for path in (folder / "evaluation").glob("split-test*.json")
+    }
+    assert len(hashes) == 4, "what was asked differs"
     assert ours[0]["crps"] is None
     assert ours[0]["nrmse"] != ours[None]["nrmse"]
 
@@ -154,6 +161,8 @@ def test_without_the_stage_there_is_no_ensemble(burgers: Path) -> None:
     folder = train(burgers, "stages.diff_residual.epochs=0", "stages.consistency_distill.epochs=0").run_dir
     with pytest.raises(UpsError, match="diff_residual"):
         ups.load(folder).rollout(torch.randn(1, 1, 32), steps=1, members=2)
+    with pytest.raises(UsageError, match=r"members: .* deterministic; train the stage diff_residual"):
+        evaluate_run(folder, [], "test", SilentProgress(), members=2)
 
 
 def test_the_operator_is_the_same_with_and_without_what_is_trained_on_it(burgers: Path) -> None:

@@ -59,10 +59,11 @@ def data_make(
     if out.is_file() and not overwrite:
         raise UsageError(f"{out} exists; give --overwrite to replace it, or another name to --out")
     from ups.physics.names import require_equation
-    from ups.pipeline.before import require_output
+    from ups.pipeline.before import require_hdf5_name, require_output
 
     require_equation(equation)
     require_output(out)
+    require_hdf5_name(out)
     from ups.data.generate import generate
 
     with telling() as progress:

@@ -8,12 +8,10 @@ from pathlib import Path
 import h5py
 
 from ups.config.data import DataSettings
-from ups.data.named import SEARCHED, expand_each, of_tasks
+from ups.data.named import SEARCHED, expand_each, is_named_hdf5, of_tasks
 from ups.data.pdebench import possible_tasks, predicted_by
 from ups.data.problems import BadDataError, DataProblem, raise_if_any
 from ups.physics.equations import get_equation
-
-SUFFIXES = frozenset({".h5", ".hdf5"})
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ def _search(root: Path, tasks: tuple[str, ...]) -> tuple[dict[str, tuple[Path, .
     """Every HDF5 file of the folder whose task is one of those asked for; predictions are no data."""
     if not root.is_dir():
         return {}, [DataProblem(str(root), "no such folder", "", SEARCHED)]
-    paths = sorted(path for path in root.iterdir() if path.suffix in SUFFIXES and not is_prediction(path))
+    paths = sorted(path for path in root.iterdir() if is_named_hdf5(path) and not is_prediction(path))
     if not paths:
         return {}, [DataProblem(str(root), "holds no HDF5 file", "", SEARCHED)]
     found: dict[str, list[Path]] = {task: [] for task in tasks}

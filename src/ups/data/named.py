@@ -13,6 +13,11 @@ SEARCHED = "set data.root and data.files, or make data with `ups data make`"
 """What to do where a folder that is searched for data has none."""
 
 
+def is_named_hdf5(path: Path) -> bool:
+    """Whether a file's name ends as those of HDF5 files do; a folder is searched for such."""
+    return path.suffix.lower() in (".h5", ".hdf5")
+
+
 def of_tasks(data: DataSettings, files: Files) -> Mapping[str, tuple[str, ...]]:
     """The names of each task's files."""
     return files if isinstance(files, Mapping) else {data.task[0]: files}

@@ -33,6 +33,7 @@ class Protocol:
             many trajectories as have so many members together.
         members: roll-outs in the ensemble of each trajectory, by emulators that draw; 0 or 1 rolls no ensemble.
         seed: of the members' draws.
+        views: that the simulator was told to make a step the mean over; None is as trained. For the record.
     """
 
     split: str = "test"
@@ -42,6 +43,7 @@ class Protocol:
     batch_size: int = 32
     members: int = 8
     seed: int = 0
+    views: int | None = None
 
     def choose(self, trajectories: TrajectorySet) -> list[int]:
         """Numbers of the trajectories of a set that are scored."""
@@ -84,6 +86,7 @@ def describe(
         "members": protocol.members,
         "members_seed": protocol.seed,
         "tasks": tasks,
+        **({} if protocol.views is None else {"views": protocol.views}),  # not in the hash of those as trained
     }
     machine = {
         "device": _device_name(device),

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ups.errors import UpsError
+from ups.errors import UpsError, UsageError
 from ups.models.architecture import Architecture
 from ups.models.codec import Codec
 from ups.models.corrector import Corrector
@@ -82,14 +82,14 @@ class Simulator(StepEmulator):
         guards = Guards.of(task, **dict.fromkeys(names, True), lengths=self.tasks[task].lengths)
         codec, a = self.codecs[task], self.architecture
         if not codec.lossless:
-            raise UpsError(
+            raise UsageError(
                 f"{task}: guards are exact only where the codec loses nothing, but latent.dim {a.latent_dim} is less "
                 f"than the {codec.values} values of a token (latent.patch {a.patch}): what is decoded would not keep "
                 f"guards.{' and guards.'.join(names)}; raise latent.dim to {codec.values}, lower latent.patch, or "
                 "leave the guards out"
             )
         if not codec.exact:
-            raise UpsError(
+            raise UsageError(
                 f"{task}: guards are exact only where decoding undoes encoding, which this model's codec was trained "
                 "away from (latent.codec.train_with_operator); leave the guards out"
             )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ups.config.schema import Settings, StageName
-from ups.data.named import missing_files
+from ups.data.named import is_named_hdf5, missing_files
 from ups.errors import UsageError
 from ups.files import require_files, unwritable
 from ups.physics.names import STEADY, require_equation
@@ -14,8 +14,6 @@ from ups.physics.names import STEADY, require_equation
 STAGES: tuple[StageName, ...] = ("codec", "operator", "diff_residual", "consistency_distill", "steady_prior")
 PREDICTING: tuple[StageName, ...] = ("codec", "operator", "steady_prior")
 """The stages that train what predicts; the others add ensembles to it."""
-
-HDF5_NAMES = (".h5", ".hdf5", ".hdf")
 
 STEPS = ("data", "check", *STAGES, "baselines", "evaluate", "gates", "report")
 
@@ -104,6 +102,17 @@ def require_output(path: Path) -> None:
         raise UsageError(why)
 
 
+def require_hdf5_name(out: Path) -> None:
+    """Refuses a name for an HDF5 file that says another kind, or none.
+
+    Raises:
+        UsageError: so it is.
+    """
+    if not is_named_hdf5(out):
+        whole = out.with_name(f"{out.name}.h5")
+        raise UsageError(f"{out} would hold HDF5, which its name does not say; name it {whole}")
+
+
 def require_rollout(run: Path, source: Path, out: Path, points: Path | None) -> None:
     """Refuses a roll-out from what is not there, or to where it cannot be written.
 
@@ -113,10 +122,7 @@ def require_rollout(run: Path, source: Path, out: Path, points: Path | None) -> 
     """
     require_run(run)
     require_files(source, *([] if points is None else [points]))
-    if out.suffix not in HDF5_NAMES:
-        raise UsageError(
-            f"{out} would hold HDF5, not {out.suffix or 'a file without an ending'}; name it {out.stem}.h5"
-        )
+    require_hdf5_name(out)
     if out.exists():
         raise UsageError(f"{out} exists; name another file with --out, or remove it")
     require_output(out)

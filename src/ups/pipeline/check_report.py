@@ -63,7 +63,8 @@ class TaskReport:
         files: each read whole.
         splits: trajectories of each; empty where they were not made.
         spec: what a model is told of it: grid, time step, statistics of the train split; None without splits.
-        agreement: the reference solver beside the first frames of some; or why there is none.
+        agreement: the reference solver beside the first frames of some; or why there is none; None where there was
+            nothing to look at.
     """
 
     files: tuple[FileCheck, ...]
@@ -77,15 +78,10 @@ class TaskReport:
         found = self.agreement
         if self.spec is None or found is None or isinstance(found, str) or found.holds:
             return None
-        away = (
-            "blows up"
-            if math.isinf(found.nrmse)
-            else f"is {found.nrmse:.2g} off (no change at all: {found.persistence:.2g})"
-        )
+        still = "" if math.isinf(found.nrmse) else f" (no change at all: {found.persistence:.2g})"
         return (
-            f"{self.spec.name}: from first frames of the train trajectories the reference solver, with the parameters "
-            f"that the data name, {away} within {found.frames} frames; check that they are of this equation, in its "
-            "units, with these parameters"
+            f"{self.spec.name}: {_agreement_text(found)}{still}, from the first of a train trajectory on, with the "
+            "parameters that the data name; check that they are of this equation, in its units, with these parameters"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -93,7 +89,8 @@ class TaskReport:
         files = [{name: value for name, value in asdict(one).items() if name != "problems"} for one in self.files]
         found: dict[str, Any] = {"files": files, "splits": self.splits}
         if self.spec is None:
-            return {**found, "in_two_splits": None, "statistics": None, "agreement": None}
+            nothing = ("in_two_splits", "statistics", "agreement", "no_agreement")
+            return {**found, **dict.fromkeys(nothing)}
         spec, agreement = self.spec, self.agreement
         fields = zip(spec.fields, spec.mean, spec.std, strict=True)
         params = zip(spec.param_names, spec.param_low, spec.param_high, strict=True)
@@ -105,6 +102,7 @@ class TaskReport:
             "statistics": {name: {"mean": mean, "std": std} for name, mean, std in fields},
             "parameters": {name: {"low": low, "high": high} for name, low, high in params},
             "agreement": _agreement_json(agreement),
+            "no_agreement": agreement if isinstance(agreement, str) else None,
         }
 
     def __str__(self) -> str:
@@ -205,7 +203,10 @@ class CheckReport:
 def _agreement_text(found: Agreement | str) -> str:
     if isinstance(found, str):
         return f"not compared with a solver: {found}"
-    return f"{found.nrmse:.1g} off the reference solver after {found.frames} frames"
+    frames = f"{found.frames} frame{'s' if found.frames > 1 else ''}"
+    if math.isinf(found.nrmse):
+        return f"the reference solver blows up within {frames}"
+    return f"the reference solver is {found.nrmse:.2g} off after {frames}"
 
 
 def _agreement_json(found: Agreement | str | None) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ from ups.pipeline.workspace import Workspace
 
 SPACE_NEEDED = 50 * 2**20  # bytes beside checkpoints, models and cached latents: evaluations, fields, log and report
 
-FOLLOWED, FRAMES_FOLLOWED = 2, 10
+FOLLOWED, FRAMES_FOLLOWED = 4, 10
 """Trajectories, and frames of each, that the reference solver is laid beside."""
 
 MEND = "change the setting it names"
@@ -161,17 +161,16 @@ def _tasks(workspace: Workspace, files: dict[str, list[FileCheck]], *, whole: bo
     }
 
 
-def _agreement(train: TrajectorySet) -> Agreement | str | None:
-    """The reference solver beside the first frames of some trajectories; why there is none; None where none can be."""
-    equation = train.equation
-    if equation.steady or equation.solver is None:
-        return None
+def _agreement(train: TrajectorySet) -> Agreement | str:
+    """The reference solver beside the first frames of some trajectories, or why there is none."""
     chosen = torch.tensor(spread_evenly(train.num, FOLLOWED))
     frames = min(FRAMES_FOLLOWED + 1, int(train.lengths[chosen].min()))
     truth = train.gather(chosen, torch.zeros_like(chosen), frames).double()
     times = float(train.dt) * np.arange(frames)
     try:
-        return agreement(equation, truth, train.params[chosen].double(), times, tuple(train.grid.spacing))
+        params, grid = train.params[chosen].double(), train.grid
+        origin = tuple(float(axis[0]) for axis in grid.axes)
+        return agreement(train.equation, truth, params, times, origin, tuple(grid.spacing))
     except UpsError as error:
         return str(error)
 

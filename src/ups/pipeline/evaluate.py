@@ -95,6 +95,7 @@ def evaluate_run(
         settings.rollout_mode,
         settings.batch_size,
         settings.members if members is None else members,
+        views=views,
     )
     if simulator.draws and protocol.members:
         warn_of_views(surrogate, views, progress)

@@ -11,6 +11,7 @@ from typing import Any
 from ups.config.data import DataSettings
 from ups.config.load import resolved
 from ups.config.schema import Settings
+from ups.data.named import is_named_hdf5
 from ups.evaluation.leaderboard import Standing
 from ups.pipeline.records import digest, folder_of, leaderboard_of, write_json
 from ups.timing import Timings
@@ -103,7 +104,7 @@ def found_by_pattern(data: DataSettings) -> list[str]:
     lists = [names for one in given if one for names in (one.values() if isinstance(one, Mapping) else (one,))]
     root = Path(data.root)
     if not lists:
-        return sorted(str(path) for path in root.glob("*") if path.suffix in (".h5", ".hdf5"))
+        return sorted(str(path) for path in root.glob("*") if is_named_hdf5(path))
     patterns = [name for names in lists for name in names if any(sign in name for sign in "*?[")]
     return sorted({str(path) for pattern in patterns for path in root.glob(pattern)})
 

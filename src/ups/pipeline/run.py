@@ -91,7 +91,8 @@ def _run(workspace: Workspace) -> RunOutcome:
 def _doubts(workspace: Workspace) -> tuple[str, ...]:
     """What the checks of these settings and data warned of, also where they are not done again."""
     checked = workspace.records.done("check", _key_of_check(workspace))
-    return tuple(workspace.records.note("check", "doubts", ())) if checked else ()
+    found = workspace.records.note("check", "doubts", ()) if checked else ()
+    return tuple(f"warning: {doubt}" for doubt in found)
 
 
 def _ailments(workspace: Workspace) -> tuple[str, ...]:

@@ -13,7 +13,14 @@ from torch import Tensor
 from ups.errors import UpsError, UsageError
 from ups.physics.description import Equation, Solver
 
-__all__ = ["one_thread", "solve", "solver_of"]
+__all__ = ["BlownUp", "one_thread", "solve", "solver_of"]
+
+ROUNDING = 1e-6
+"""Share of a bound by which a parameter that was held in single numbers may lie beyond it."""
+
+
+class BlownUp(UpsError):
+    """A solution did not stay finite."""
 
 
 def solve(
@@ -34,15 +41,16 @@ def solve(
         progress: called with the share of the work done, from 0 to 1.
 
     Raises:
-        UpsError: there is no solver, `times` does not increase, a parameter is out of its bounds, or the solution did
-            not stay finite.
+        UpsError: there is no solver, `times` does not increase, or a parameter is out of its bounds.
+        BlownUp: the solution did not stay finite.
     """
     solver = solver_of(equation)
     if len(times) < 1 or not np.isfinite(times).all() or (np.diff(times) <= 0).any():
         raise UpsError(f"{equation.name}: the times to solve for must be finite and increase, got {times}")
     params = params.to(u0)
     for column, parameter in enumerate(equation.parameters):
-        outside = ~((params[:, column] >= parameter.lower) & (params[:, column] <= parameter.upper))
+        low, high = (end + side * abs(end) for side, end in ((-ROUNDING, parameter.lower), (ROUNDING, parameter.upper)))
+        outside = ~((params[:, column] >= low) & (params[:, column] <= high))
         if bool(outside.any()):
             value, bounds = float(params[outside, column][0]), f"[{parameter.lower:g}, {parameter.upper:g}]"
             raise UpsError(f"{equation.name}: {parameter.name} is {value:g}; the solver takes {bounds}")
@@ -52,7 +60,7 @@ def solve(
     finite = torch.isfinite(frames).flatten(1).all(dim=1)
     if not bool(finite.all()):
         sample = int(finite.logical_not().nonzero()[0, 0])
-        raise UpsError(f"{equation.name}: the solution of sample {sample} is not finite; check its initial state")
+        raise BlownUp(f"{equation.name}: the solution of sample {sample} is not finite; check its initial state")
     return frames
 
 

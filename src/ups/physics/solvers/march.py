@@ -15,6 +15,7 @@ from ups.physics.description import Report
 Plan = Callable[[Tensor, Tensor, float], Tensor]
 Advance = Callable[[Tensor, Tensor, float, tuple[int, ...]], Tensor]
 
+_LOST = 1e60  # beyond any unit: what has come so far goes on to overflow
 _CHUNK_VALUES = 1 << 16  # values of a field advanced together: they stay in a processor's cache
 
 
@@ -28,6 +29,8 @@ def march(
     longest: float = math.inf,
 ) -> Float[Tensor, "batch time channel *grid"]:
     """Advance a batch from output time to output time, each sample with the steps it needs itself.
+
+    Where a sample blows up, all stay as they are then, and it is infinite: there are no steps to plan for it.
 
     Args:
         u0: fields at ``times[0]``.
@@ -47,6 +50,10 @@ def march(
         parts = max(1, math.ceil((stop - start) / longest * (1 - 1e-9)))  # 0.5 / 0.1 is not cut into six by rounding
         interval = (stop - start) / parts
         for part in range(1, parts + 1):
+            lost = ~(u.abs().flatten(1).amax(dim=1) < _LOST)
+            if bool(lost.any()):
+                frames[:, frame:] = torch.where(lost.reshape(-1, *[1] * (u.ndim - 1)), math.inf, u)[:, None]
+                return frames
             choices: Int[Tensor, "batch choice"] = plan(u, params, interval)
             for choice in torch.unique(choices, dim=0):
                 members = (choices == choice).all(dim=1).nonzero().squeeze(1)
