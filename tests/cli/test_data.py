@@ -33,7 +33,6 @@ def test_data_make_passes_parameters_and_keeps_what_exists(cli: Ups, stand_in: A
     assert "is a folder" in cli(*make, "--overwrite", "--out", tmp_path).err
     wrong = cli(*make, "--out", tmp_path / "a.npy")
     assert (wrong.code, "name it" in wrong.err) == (2, True)
-    assert cli("data", "make", "shallow_water2d", "--out", tmp_path / "s.h5", "--samples", "1", "--seed", "1").code == 2
     assert cli(*make, "--overwrite", "--seed", 2**63).code == 2
     assert len(calls) == 2
     assert cli(*make, "--overwrite", "--seed", 2**63 - 1).code == 0

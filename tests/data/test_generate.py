@@ -222,7 +222,7 @@ def test_an_existing_file_is_kept_unless_it_may_be_replaced(tmp_path: Path) -> N
 )
 def test_refusals_say_what_is_wrong(tmp_path: Path, name: str, arguments: dict[str, object], message: str) -> None:
     given = {"samples": 2, "seed": 0, "params": {}, **SMALL, **arguments}
-    with pytest.raises(UpsError, match=message):
+    with pytest.raises(UsageError, match=message):
         generate(name, tmp_path / "some.hdf5", **given)
     assert list(tmp_path.iterdir()) == []
 

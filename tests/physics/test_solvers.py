@@ -14,7 +14,7 @@ from scipy.integrate import solve_ivp
 
 from ups.errors import UpsError
 from ups.physics.equations import EQUATIONS, get_equation
-from ups.physics.solvers import solve
+from ups.physics.solvers import BlownUp, solve
 from ups.physics.solvers.burgers import BurgersSolver
 from ups.physics.solvers.reaction_diffusion import FisherSolver, FitzHughNagumoSolver
 
@@ -231,7 +231,7 @@ def test_what_cannot_be_solved_is_named() -> None:
         solve(burgers, u0, column(-1.0), np.array([0.0, 1.0]))
     with pytest.raises(UpsError, match="times"):
         solve(burgers, u0, column(0.1), np.array([0.0, 0.0]))
-    with pytest.raises(UpsError, match="not finite"):
+    with pytest.raises(BlownUp, match="not finite"):
         solve(burgers, u0 + math.nan, column(0.1), np.array([0.0, 1.0]))
 
 
