@@ -40,8 +40,7 @@ x 64 x 64) are files of PDEBench's generators, thinned in time, in 1D also in sp
 
 PARTS_NOTES = """\
 `+`: base, equation's form, moving frame, velocity of a vorticity, windows drawn by error, and views that change from
-step to step (`operator.symmetrize`), which cells of commits before ea646ad do not have, of `ups` neither. The base is
-the linear one on `advection`, `reaction_diffusion1d` and `diffusion_reaction2d`, elsewhere the last frame.
+step to step (`operator.symmetrize`). The base is the linear one on `advection`, `reaction_diffusion1d` and `diffusion_reaction2d`, elsewhere the last frame.
 
 """
 

@@ -110,4 +110,4 @@ def test_what_is_doubted_is_said_and_is_no_problem(
     stand_in("ups.pipeline.run", "check_pipeline", checked())
     done = cli("check", config)
     assert done.code == 0
-    assert done.out.splitlines()[-2:] == ["warning: burgers1d: the solver is 0.5 off", "no problems found"]
+    assert done.out.splitlines()[-2:] == ["warning: burgers1d: the solver is 0.5 off", "no problems found, 1 warning"]

@@ -42,6 +42,11 @@ STRUCTURE = {
     "has no coordinates of the x axis": lambda file: file.__delitem__("x-coordinate"),
     "has no time stamps": lambda file: file.__delitem__("t-coordinate"),
     "has 5 time stamps for 11 frames": spoil_axis("t-coordinate", lambda t: t[:5]),
+    "has 20 time stamps for 11 frames": spoil_axis("t-coordinate", lambda t: np.arange(20.0)),
+    "are trajectories and frames transposed?": lambda file: [
+        rewrite(file, name, value)
+        for name, value in (("tensor", file["tensor"][:, :4]), ("t-coordinate", np.arange(6.0)))
+    ],
     "6 of 6 trajectories have fewer than 2 frames (the first is trajectory 0)": lambda file: rewrite(
         file, "tensor", file["tensor"][:, :1]
     ),

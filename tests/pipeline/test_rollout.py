@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from tests.layouts import write_task
-from tests.pipeline.small_run import train, write_config
+from tests.pipeline.small_run import run, train, write_config
 
 from ups.data.inspect import inspect_file
 from ups.errors import DataError, SettingsError, UpsError, UsageError
@@ -53,6 +53,21 @@ def test_parameters_that_vary_are_written_with_a_roll_out_which_tells_how_far_it
     rollout_file(folder, tmp_path / "far.hdf5", 2, tmp_path / "far-out.hdf5", None, progress=told)
     evaluate_run(folder, [tmp_path / "far.hdf5"], "test", told)
     assert told.lines.count("warning: nu reaches from 0.2 to 0.2; " + TRAINED_ON) == 2
+
+
+def test_what_no_score_speaks_for_is_said(tmp_path: Path) -> None:
+    path = write_task(tmp_path / "b.hdf5", "burgers1d", num=12, frames=8, resolution=32, Nu=0.01)
+    folder, said = run(write_config(tmp_path, "burgers1d", ["b.hdf5"])).run_dir, Told()
+    rollout_file(folder, path, 7, tmp_path / "0.h5", None, progress=said)
+    assert said.lines == []
+    rollout_file(folder, path, 9, tmp_path / "1.h5", None, progress=said)
+    assert said.lines == ["warning: the run was scored over 7 steps; of the other 2 nothing is known"]
+    with h5py.File(path, "r+") as file:
+        file["tensor"][3] *= 20
+    rollout_file(folder, path, 7, tmp_path / "2.h5", None, progress=said)
+    assert "1 of 12 trajectories begin far from the training data (u of trajectory 3 by" in said.lines[1]
+    evaluate_run(folder, [path], "test", said)
+    assert any("burgers1d with nu = 0.01: the data go elsewhere" in line for line in said.lines)
 
 
 def test_a_file_says_how_its_predictions_were_made(tmp_path: Path) -> None:

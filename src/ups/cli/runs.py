@@ -221,7 +221,9 @@ def _report_lines(report: CheckReport) -> Iterator[str]:
     rows = [(problem.where, problem.what, problem.remedy) for problem in report.problems]
     yield from problem_lines(grouped(rows), sys.stdout)
     yield from (f"warning: {doubt}" for doubt in report.doubts)
-    yield f"{num} problem{'s' if num != 1 else ''} found" if num else "no problems found"
+    warnings = len(report.doubts)
+    beside = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
+    yield (f"{num} problem{'s' if num != 1 else ''} found" if num else "no problems found") + beside
 
 
 @app.command()

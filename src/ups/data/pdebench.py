@@ -272,6 +272,10 @@ def structure_problems(path: Path, layout: Layout, min_frames: int) -> list[Data
         wrong("has no time stamps", "t coordinate", "add `t-coordinate` or `grid/t`")
     elif layout.times.ndim != 1 or len(layout.times) < longest:
         wrong(f"has {layout.times.size} time stamps for {longest} frames", "t coordinate", "give one for each frame")
+    elif longest >= 2 and len(layout.times) > longest + 1:
+        what = f"has {layout.times.size} time stamps for {longest} frames"
+        hint = "; are trajectories and frames transposed?" if len(layout.times) == len(layout.lengths) else ""
+        wrong(what, "t coordinate", f"give one for each frame (published files have one more){hint}")
     elif longest >= 2:
         problems += _axis_problems(path, layout.times[:longest], "t coordinate")
     return problems

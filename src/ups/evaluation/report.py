@@ -126,10 +126,16 @@ class Run:
         text = self.metadata.get("created_at")
         return datetime.fromisoformat(text).strftime("%-d %B %Y, %H:%M %Z").strip() if isinstance(text, str) else None
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What the checks warned of."""
+        found = self.metadata.get("steps", {}).get("check", {}).get("doubts", ())
+        return tuple(map(str, found))
+
     @cached_property
     def environment(self) -> list[tuple[str, str]]:
         """Metadata as lines of a table: what a reader asks for first, then the steps of the run, hashes last."""
-        lines = [line for line in _lines(self.metadata, none="–") if not line[0].endswith(".key")]
+        lines = [line for line in _lines(self.metadata, none="–") if not line[0].endswith((".key", ".doubts"))]
         return sorted(lines, key=lambda line: _rank(line[0]))
 
     @cached_property

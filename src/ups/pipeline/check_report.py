@@ -65,24 +65,14 @@ class TaskReport:
         spec: what a model is told of it: grid, time step, statistics of the train split; None without splits.
         agreement: the reference solver beside the first frames of some; or why there is none; None where there was
             nothing to look at.
+        doubt: what speaks by that against the data being of their equation; None where nothing does.
     """
 
     files: tuple[FileCheck, ...]
     splits: dict[str, int] = field(default_factory=dict)
     spec: TaskSpec | None = None
     agreement: Agreement | str | None = None
-
-    @property
-    def doubt(self) -> str | None:
-        """What speaks against the data being of their equation; None where nothing does."""
-        found = self.agreement
-        if self.spec is None or found is None or isinstance(found, str) or found.holds:
-            return None
-        still = "" if math.isinf(found.nrmse) else f" (no change at all: {found.persistence:.2g})"
-        return (
-            f"{self.spec.name}: {_agreement_text(found)}{still}, from the first of a train trajectory on, with the "
-            "parameters that the data name; check that they are of this equation, in its units, with these parameters"
-        )
+    doubt: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; the problems of files are listed elsewhere."""
@@ -101,7 +91,7 @@ class TaskReport:
             "time_step": None if spec.steady else spec.dt,
             "statistics": {name: {"mean": mean, "std": std} for name, mean, std in fields},
             "parameters": {name: {"low": low, "high": high} for name, low, high in params},
-            "agreement": _agreement_json(agreement),
+            "agreement": as_json(agreement),
             "no_agreement": agreement if isinstance(agreement, str) else None,
         }
 
@@ -114,7 +104,7 @@ class TaskReport:
             for name, mean, std in zip(self.spec.fields, self.spec.mean, self.spec.std, strict=True)
         )
         grid = " x ".join(map(str, self.spec.lattice))
-        follows = "" if self.agreement is None else f"; {_agreement_text(self.agreement)}"
+        follows = "" if self.agreement is None else f"; {in_words(self.agreement)}"
         return f"trajectories {splits}, none in two of them; grid {grid}; {values}{follows}"
 
 
@@ -200,7 +190,8 @@ class CheckReport:
         ]
 
 
-def _agreement_text(found: Agreement | str) -> str:
+def in_words(found: Agreement | str) -> str:
+    """How far the solver leads away, or why nothing was compared."""
     if isinstance(found, str):
         return f"not compared with a solver: {found}"
     frames = f"{found.frames} frame{'s' if found.frames > 1 else ''}"
@@ -209,12 +200,13 @@ def _agreement_text(found: Agreement | str) -> str:
     return f"the reference solver is {found.nrmse:.2g} off after {frames}"
 
 
-def _agreement_json(found: Agreement | str | None) -> dict[str, Any] | None:
+def as_json(found: Agreement | str | None) -> dict[str, Any] | None:
     """Numbers; null for one that is infinite, and for all where nothing was compared."""
     if found is None or isinstance(found, str):
         return None
-    error = found.nrmse if math.isfinite(found.nrmse) else None
-    return {**asdict(found), "nrmse": error, "holds": found.holds}
+    shares = {"nrmse": found.nrmse, "persistence": found.persistence, "unresolved": found.unresolved}
+    numbers = {name: value if math.isfinite(value) else None for name, value in shares.items()}
+    return {**numbers, "frames": found.frames, "samples": found.samples, "holds": found.holds}
 
 
 def failed_before(problems: list[Problem]) -> dict[str, Any]:

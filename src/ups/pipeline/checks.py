@@ -9,16 +9,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from ups.data.files import survey_files
 from ups.data.problems import BadDataError, DataProblem
-from ups.data.trajectories import TrajectorySet
 from ups.data.validate import FileCheck, check_file
 from ups.errors import UpsError
-from ups.evaluation.protocol import spread_evenly
-from ups.physics.solvers.agreement import Agreement, agreement
+from ups.pipeline.agreement import beside_solver, doubt_of
 from ups.pipeline.check_report import CheckReport, Folder, Memory, Problem, TaskReport
 from ups.pipeline.dry_run import Trial, dry_run, memory_there
 from ups.pipeline.plan import memory_remedies
@@ -27,9 +22,6 @@ from ups.pipeline.threads import settle_threads
 from ups.pipeline.workspace import Workspace
 
 SPACE_NEEDED = 50 * 2**20  # bytes beside checkpoints, models and cached latents: evaluations, fields, log and report
-
-FOLLOWED, FRAMES_FOLLOWED = 4, 10
-"""Trajectories, and frames of each, that the reference solver is laid beside."""
 
 MEND = "change the setting it names"
 
@@ -150,29 +142,17 @@ def _tasks(workspace: Workspace, files: dict[str, list[FileCheck]], *, whole: bo
     """What is known of the data of every task; splits and statistics where they could be made."""
     if not whole:
         return {task: TaskReport(tuple(of)) for task, of in files.items()}
+    found = {task: beside_solver(train) for task, train in workspace.splits["train"].items()}
     return {
         task: TaskReport(
             tuple(of),
             splits={split: sets[task].num for split, sets in workspace.splits.items() if task in sets},
             spec=workspace.specs[task],
-            agreement=_agreement(workspace.splits["train"][task]),
+            agreement=found[task],
+            doubt=doubt_of(workspace.splits["train"][task], found[task]),
         )
         for task, of in files.items()
     }
-
-
-def _agreement(train: TrajectorySet) -> Agreement | str:
-    """The reference solver beside the first frames of some trajectories, or why there is none."""
-    chosen = torch.tensor(spread_evenly(train.num, FOLLOWED))
-    frames = min(FRAMES_FOLLOWED + 1, int(train.lengths[chosen].min()))
-    truth = train.gather(chosen, torch.zeros_like(chosen), frames).double()
-    times = float(train.dt) * np.arange(frames)
-    try:
-        params, grid = train.params[chosen].double(), train.grid
-        origin = tuple(float(axis[0]) for axis in grid.axes)
-        return agreement(train.equation, truth, params, times, origin, tuple(grid.spacing))
-    except UpsError as error:
-        return str(error)
 
 
 def _space_needed(workspace: Workspace, trials: tuple[Trial, ...]) -> int:

@@ -22,6 +22,7 @@ from ups.models.baselines import make_baseline
 from ups.models.emulator import TaskSpec
 from ups.models.simulator import Simulator
 from ups.models.surrogate import EDGE, Surrogate, load
+from ups.pipeline.agreement import beside_solver, doubt_of
 from ups.pipeline.baselines import trained_baselines
 from ups.pipeline.before import require_run
 from ups.pipeline.judge import Row, score_table
@@ -85,6 +86,9 @@ def evaluate_run(
         warn_of_overlap(workspace, sets)
         for task, given in sets.items():
             warn_of_extrapolation(simulator.tasks[task], given.params.numpy(), progress)
+            doubt = doubt_of(given, beside_solver(given))
+            if doubt is not None:
+                progress.say(f"warning: {doubt}")
     settings = workspace.settings.evaluation
     full = settings.full
     name = "files" if files else split

@@ -25,6 +25,7 @@ from ups.models.surrogate import Surrogate, load
 from ups.physics.equations import get_equation
 from ups.pipeline.before import require_rollout
 from ups.pipeline.evaluate import open_run, warn_of_extrapolation, warn_of_views
+from ups.pipeline.judge import read_scores
 from ups.runtime import Progress, SilentProgress
 
 BATCH = 32
@@ -82,6 +83,7 @@ def rollout_file(
         if members:
             warn_of_views(surrogate, views, progress)
         predictions, context = [], first_frames(kept, spec.context)
+        warn_of_the_unknown(run, spec, context, steps, progress)
         together = max(1, BATCH // (members or 1))
         progress.start("roll out", float(file.num_trajectories), "trajectories")
         for first in range(0, file.num_trajectories, together):
@@ -125,6 +127,34 @@ def rollout_file(
             target["members"] = drawn.numpy()
         target.flush()
         write_whole(out, target.id.get_file_image())
+
+
+FAR = 5.0
+"""Standard deviations of the training data that a given field may be away from their mean, root mean square."""
+
+
+def warn_of_the_unknown(
+    run: Path,
+    spec: TaskSpec,
+    context: Float32[np.ndarray, "trajectory time channel *grid"],
+    steps: int,
+    progress: Progress,
+) -> None:
+    """Says what no score of the run speaks for: more steps than were scored, and fields much larger than trained on."""
+    scores = run / "evaluation" / "full.json"
+    scored = read_scores(scores)["details"][spec.name]["steps"] if scores.exists() and not spec.steady else steps
+    if steps > scored:
+        progress.say(f"warning: the run was scored over {scored} steps; of the other {steps - scored} nothing is known")
+    by_channel = np.moveaxis(context.astype(np.float64), 2, -1)
+    away = (by_channel - np.array(spec.given_mean or spec.mean)) / np.array(spec.given_std or spec.std)
+    far = np.sqrt(np.square(away).reshape(len(away), -1, away.shape[-1]).mean(axis=1))
+    if far.max() > FAR:
+        trajectory, channel = np.unravel_index(far.argmax(), far.shape)
+        name = (spec.given or spec.fields)[channel]
+        progress.say(
+            f"warning: {(far > FAR).any(axis=1).sum()} of {len(far)} trajectories begin far from the training data "
+            f"({name} of trajectory {trajectory} by {far.max():.3g} standard deviations): nothing is known there"
+        )
 
 
 def mark_manner(target: h5py.File, manner: Mapping[str, Any], members: int | None, seed: int) -> None:

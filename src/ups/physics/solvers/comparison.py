@@ -30,7 +30,8 @@ def require_comparable(
     """
     extents = tuple(points * step for points, step in zip(truth.shape[3:], spacing, strict=True))
     if not all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(extents, equation.lengths, strict=True)):
-        raise UpsError(f"{equation.name}: the grid covers {extents}, but the solver's domain is {equation.lengths}")
+        found, known = (" x ".join(f"{length:.5g}" for length in lengths) for lengths in (extents, equation.lengths))
+        raise UpsError(f"{equation.name}: the grid's domain is {found} long, the solver's {known}")
     if len(times) < 2 or truth.shape[1] != len(times):
         raise UpsError(f"{equation.name}: {truth.shape[1]} frames at {len(times)} times give nothing to compare")
 
