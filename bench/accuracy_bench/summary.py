@@ -24,9 +24,10 @@ EXTERNAL_TASKS = ("burgers", "diffusion_reaction2d", "shallow_water")
 KNOWN = (OURS, *PEERS, *STRUCTURAL, *EXTERNAL)
 CURVE_TASKS = ("burgers", "diffusion_reaction2d", "ks", "burgers_multi")
 CURVE_SECONDS = (60.0, 200.0, 600.0)
-CURVE_MODELS = (OURS, "fno", "unet")
+CURVE_MODELS = (OURS, "fno", "unet", "ups_stack")
 LOW_DATA_TASKS = ("burgers", "reaction_diffusion1d")
 LOW_DATA = (20, 60)
+LOW_DATA_MODELS = (OURS, "fno", "unet")
 
 Cells = Mapping[Cell, Line]
 

@@ -40,7 +40,8 @@ x 64 x 64) are files of PDEBench's generators, thinned in time, in 1D also in sp
 
 PARTS_NOTES = """\
 `+`: base, equation's form, moving frame, velocity of a vorticity, windows drawn by error, and views that change from
-step to step (`operator.symmetrize`). The base is the linear one on `advection`, `reaction_diffusion1d` and `diffusion_reaction2d`, elsewhere the last frame.
+step to step (`operator.symmetrize`). The base is the linear one on `advection`, `reaction_diffusion1d` and
+`diffusion_reaction2d`, elsewhere the last frame.
 
 """
 
@@ -117,7 +118,7 @@ class Report:
                 f"{self.entry(task, model)} ({self.trajectories(task)})",
             ]
             for task in summary.LOW_DATA_TASKS
-            for model in summary.CURVE_MODELS
+            for model in summary.LOW_DATA_MODELS
         ]
         return markdown(["task", "model", *(f"{count} trajectories" for count in summary.LOW_DATA), "all"], rows)
 

@@ -93,6 +93,8 @@ def test_a_first_run_is_not_promoted_until_it_may_be_and_a_second_must_be_better
     assert first.messages[0] == f"promoted: {folder.name} became the champion"
     page = (folder / "report.html").read_text()
     assert '<section id="gates">' in page
+    assert page.count("Doubtful data.") == 1, "waves that travel are no solution of Burgers' equation"
+    assert "check.doubts" not in page
     assert "Promoted: when it was judged" in page
     assert "not judged</b> the domain is periodic: there is no boundary" in page
     second = run(burgers, *lossy, "stages.operator.steps=13", "gates.min_delta=0.9")

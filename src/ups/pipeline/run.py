@@ -77,10 +77,10 @@ def _run(workspace: Workspace) -> RunOutcome:
         report = _report(workspace, digest(key, decision.content()))
     table = read_table(workspace.run_dir)
     messages = (
-        *_doubts(workspace),
         *_ailments(workspace),
         *poor_ensembles(table),
         *decision.messages,
+        *_doubts(workspace),
         f"report: {report}",
     )
     outcome = RunOutcome(workspace.run_dir, table, messages, decision.promoted, workspace.timings)
