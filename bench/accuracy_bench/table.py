@@ -22,8 +22,8 @@ nrmse of autoregressive roll-outs from one true frame to the end of the file, ph
 trajectories; what is trained has the same normalisation, augmentation, residual prediction and cosine schedule, and is
 the best checkpoint by validation. Seconds are CPU seconds of one thread, of fitting and training. In some hours one of
 them bought more than three times as many steps as in others, and cells of one row are not all of the same hours: the
-same network made up to twice as many steps in some of them (`steps` below and in the lines). Most cells are of other
-code than today's (`bench/accuracy.py stale` names them).
+same network made up to twice as many steps in some of them (`steps` below and in the lines). Cells are of the code of
+their day (`commit` in the lines; `bench/accuracy.py stale` names those of other code than today's, most of them).
 
 Peers' recipes were searched on validation trajectories of `burgers` (1D) and `diffusion_reaction2d` (2D), by 30 to 90
 seconds a candidate; the candidates that were measured stand in `accuracy/search.jsonl`, what is used in

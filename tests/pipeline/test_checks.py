@@ -266,9 +266,9 @@ def test_why_nothing_was_compared_and_that_a_solver_blew_up_are_said(
 
 
 def test_trajectories_of_several_lengths_are_followed_as_far_as_the_shortest(tmp_path: Path) -> None:
-    lengths = [4, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9]
+    lengths = [9, 9, 5] * 4
     write_task(tmp_path / "r.h5", "reaction_diffusion2d", num=12, resolution=16, lengths=lengths)
     config = write_config(tmp_path, "reaction_diffusion2d", ["r.h5"])
     found = check(config, "data.split.order=file", "data.time_stride=2").data["reaction_diffusion2d"].agreement
     assert isinstance(found, Agreement)
-    assert found.frames in (1, 4)
+    assert found.frames == 2, "of every other frame"

@@ -130,7 +130,8 @@ def evaluate(
         SplitChoice | None, typer.Option(help="Split of the run's own data to score; default: test.")
     ] = None,
     members: Annotated[
-        int | None, typer.Option(min=0, help="Roll-outs in an ensemble; 0 draws none. Default: as in the settings.")
+        int | None,
+        typer.Option(min=0, help="Roll-outs in an ensemble; 0 and 1 draw none. Default: as in the settings."),
     ] = None,
     views: Annotated[int | None, typer.Option(min=0, metavar="N", help=VIEWS_HELP)] = None,
     device: Device = None,

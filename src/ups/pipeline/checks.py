@@ -13,8 +13,8 @@ from ups.data.files import survey_files
 from ups.data.problems import BadDataError, DataProblem
 from ups.data.validate import FileCheck, check_file
 from ups.errors import UpsError
-from ups.pipeline.agreement import beside_solver, doubt_of
 from ups.pipeline.check_report import CheckReport, Folder, Memory, Problem, TaskReport
+from ups.pipeline.doubts import beside_solver, doubt_of
 from ups.pipeline.dry_run import Trial, dry_run, memory_there
 from ups.pipeline.plan import memory_remedies
 from ups.pipeline.records import leaderboard_of

@@ -22,9 +22,9 @@ from ups.models.baselines import make_baseline
 from ups.models.emulator import TaskSpec
 from ups.models.simulator import Simulator
 from ups.models.surrogate import EDGE, Surrogate, load
-from ups.pipeline.agreement import beside_solver, doubt_of
 from ups.pipeline.baselines import trained_baselines
 from ups.pipeline.before import require_run
+from ups.pipeline.doubts import beside_solver, doubt_of
 from ups.pipeline.judge import Row, score_table
 from ups.pipeline.records import digest, read_record, write_json
 from ups.pipeline.workspace import Workspace

@@ -129,8 +129,9 @@ def rollout_file(
         write_whole(out, target.id.get_file_image())
 
 
-FAR = 5.0
-"""Standard deviations of the training data that a given field may be away from their mean, root mean square."""
+FAR = 10.0
+"""Standard deviations of the training data that given fields may be away from their mean, root mean square: on published
+files, those that decay begin at up to four."""
 
 
 def warn_of_the_unknown(

@@ -14,11 +14,11 @@ from torch import Tensor
 from ups.errors import UpsError
 from ups.physics.description import Equation
 from ups.physics.solvers import BlownUp, solve, solver_of
-from ups.physics.solvers.comparison import require_comparable, resample
+from ups.physics.solvers.comparison import nrmse_of_each, require_comparable, resample
 
 LARGEST_SHARE = 0.04
-"""Share of what fields change by that a solver may be off. On published files it is 0.001 and less; twice the viscosity
-is 0.1 in ten frames of Burgers, a speed wrong by a fortieth 0.05."""
+"""Share of what fields change by that a solver may be off (`bench/agreement.py`). On published files it is 0.003 and
+less; twice the viscosity is 0.12 in ten frames of Burgers, a speed wrong by a fortieth 0.1."""
 
 SMALLEST = 1e-3
 """Share of the fields themselves below which a difference is none: they are single numbers of seven digits."""
@@ -124,15 +124,12 @@ def _require_place(equation: Equation, origin: tuple[float, ...], spacing: tuple
 
 def _follow(equation: Equation, truth: Tensor, params: Tensor, times: Float64[np.ndarray, " time"]) -> Agreement:
     """The agreement over all these frames; of a chaotic equation over the first so many that it holds over."""
-    gaps = [
-        _solution(equation, truth, params, times) - truth,
-        truth[:, :1] - truth,
-        _coarsened(equation, truth) - truth,
-    ]
+    solved, coarse = _solution(equation, truth, params, times), _coarsened(equation, truth)
+    still = truth[:, :1].expand_as(truth)
     whole = truth.shape[1] - 1
     for frames in range(whole, 0 if equation.spin_up else whole - 1, -1):
-        size = _norm(truth, frames).clamp(min=torch.finfo(truth.dtype).tiny)
-        shares = [(_norm(gap, frames) / size).mean(dim=1).tolist() for gap in gaps]
+        part = slice(1, frames + 1)
+        shares = (nrmse_of_each(one[:, part], truth[:, part]).tolist() for one in (solved, still, coarse))
         each = [
             Agreement(error, change, unresolved, frames, len(truth))
             for error, change, unresolved in zip(*shares, strict=True)
@@ -148,12 +145,6 @@ def _coarsened(equation: Equation, truth: Tensor) -> Tensor:
     grid = tuple(truth.shape[3:])
     half = resample(equation, equation.fields, truth, tuple(max(2, cells // 2) for cells in grid))
     return resample(equation, equation.fields, half, grid)
-
-
-def _norm(u: Tensor, frames: int) -> Tensor:
-    """Of so many frames of (sample, frame, channel, *grid) after the first, by sample and channel."""
-    norm: Tensor = torch.linalg.vector_norm(u[:, 1 : frames + 1].movedim(2, 1).flatten(2), dim=2)
-    return norm
 
 
 @dataclass

@@ -66,6 +66,11 @@ def _resample_field(equation: Equation, field: Field, fixed: bool, u: Tensor, sh
 
 def nrmse(prediction: Tensor, truth: Tensor) -> float:
     """Mean over samples and channels."""
+    return float(nrmse_of_each(prediction, truth).mean())
+
+
+def nrmse_of_each(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Of every sample, mean over channels: sqrt(sum_{x,t} (p - u)²) / sqrt(sum_{x,t} u²)."""
     error = (prediction - truth).square().movedim(2, 1).flatten(2).sum(dim=2)
     size = truth.square().movedim(2, 1).flatten(2).sum(dim=2)
-    return float((error / size.clamp(min=torch.finfo(truth.dtype).tiny)).sqrt().mean())
+    return (error / size.clamp(min=torch.finfo(truth.dtype).tiny)).sqrt().mean(dim=1)
