@@ -130,8 +130,8 @@ def rollout_file(
 
 
 FAR = 10.0
-"""Standard deviations of the training data that given fields may be away from their mean, root mean square: on published
-files, those that decay begin at up to four."""
+"""Standard deviations of the training data that given fields may be away from their mean, root mean square; on
+published files, those that decay begin at up to four."""
 
 
 def warn_of_the_unknown(
